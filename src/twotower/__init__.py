@@ -1,0 +1,120 @@
+"""Two-tower retrieval: from raw interaction tables to recommendations."""
+
+from twotower.blocks.cross import CrossBlock
+from twotower.blocks.embedding import Embeddings, EmbeddingTable, infer_embedding_dim
+from twotower.blocks.inputs import Continuous, InputBlockV2, PretrainedEmbeddings
+from twotower.blocks.mlp import MLPBlock
+from twotower.blocks.normalize import L2Norm
+from twotower.bundle import Bundle, load_bundle, save_bundle
+from twotower.candidates import Candidates, Draw, TopK
+from twotower.data.catalog import Catalog
+from twotower.data.columns import Categorical, Numeric, Text
+from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
+from twotower.data.histories import build_histories, latest_histories
+from twotower.data.loader import Loader
+from twotower.data.preprocessor import Preprocessor
+from twotower.data.ragged import Ragged
+from twotower.data.sources import load_movietweetings
+from twotower.data.splits import split_by_time
+from twotower.encoder import EmbeddingEncoder, Encoder
+from twotower.indexes.exact import ExactIndex
+from twotower.metrics import (
+    AvgPrecisionAt,
+    HitRateAt,
+    MRRAt,
+    NDCGAt,
+    PrecisionAt,
+    RankingMetric,
+    RecallAt,
+)
+from twotower.models.base import RetrievalModelV2
+from twotower.models.matrix_factorization import MatrixFactorizationModelV2
+from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
+from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
+from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput, Step
+from twotower.samplers.base import CandidateSampler
+from twotower.samplers.frequency import CountFrequency
+from twotower.samplers.in_batch import InBatchSamplerV2
+from twotower.samplers.popularity import PopularityBasedSamplerV2
+from twotower.schema import (
+    ColumnSchema,
+    Domain,
+    Schema,
+    create_categorical_column,
+    create_continuous_column,
+)
+from twotower.tags import Tags, TagSet
+from twotower.schema_io import load_schema, save_schema
+from twotower.serving.retriever import Retriever
+from twotower.top_k import TopKEncoder
+from twotower.training.history import History
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AvgPrecisionAt",
+    "BinaryOutput",
+    "Bundle",
+    "CandidateSampler",
+    "Candidates",
+    "Catalog",
+    "Categorical",
+    "ColumnSchema",
+    "Continuous",
+    "ContrastiveOutput",
+    "CountFrequency",
+    "CrossBlock",
+    "Dataset",
+    "Domain",
+    "DotProduct",
+    "Draw",
+    "EmbeddingEncoder",
+    "EmbeddingTable",
+    "Embeddings",
+    "Encoder",
+    "ExactIndex",
+    "History",
+    "HitRateAt",
+    "InBatchSamplerV2",
+    "InputBlockV2",
+    "L2Norm",
+    "Loader",
+    "MLPBlock",
+    "MRRAt",
+    "MatrixFactorizationModelV2",
+    "NDCGAt",
+    "Numeric",
+    "PopularityBasedSamplerV2",
+    "PrecisionAt",
+    "Preprocessor",
+    "PretrainedEmbeddings",
+    "Ragged",
+    "RankingMetric",
+    "RecallAt",
+    "RegressionOutput",
+    "RetrievalModelV2",
+    "Retriever",
+    "Schema",
+    "Step",
+    "TagSet",
+    "Tags",
+    "Text",
+    "TopK",
+    "TopKEncoder",
+    "TwoTowerModel",
+    "TwoTowerModelV2",
+    "YoutubeDNNRetrievalModelV2",
+    "build_histories",
+    "create_categorical_column",
+    "create_continuous_column",
+    "infer_embedding_dim",
+    "latest_histories",
+    "load_bundle",
+    "load_movietweetings",
+    "load_schema",
+    "sample_batch",
+    "save_bundle",
+    "save_schema",
+    "split_by_time",
+    "unique_rows_by_features",
+]

@@ -1,0 +1,96 @@
+"""Between Arrow columns and tensors: int64 ids, float32 numbers, Ragged lists; anything else is an error."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from twotower.data.batch import Batch
+from twotower.data.ragged import Ragged
+from twotower.schema import Schema
+
+
+def to_batch(table: pa.Table, schema: Schema) -> Batch:
+    """The schema's columns of a table as tensors.
+
+    Raises:
+        ValueError: a column is text, has nulls, does not fit int64, or holds ids outside its domain.
+    """
+    batch: Batch = {}
+    for column in schema:
+        tensor = to_tensor(table.column(column.name), column.name)
+        if column.int_domain is not None:
+            _check_domain(tensor, column.name, int(column.int_domain.max))
+        batch[column.name] = tensor
+    return batch
+
+
+def to_tensor(column: pa.ChunkedArray | pa.Array, name: str) -> Tensor | Ragged:
+    """One Arrow column as a tensor (B,), (B, L) for fixed-size lists, or a Ragged for lists."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):  # a table without rows has no chunk to combine
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], type=array.type)
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if array.null_count:
+        raise ValueError(
+            f"column {name!r} has {array.null_count} nulls in {len(array)} rows. Fill or remove them before; "
+            "Preprocessor gives missing values an id of their own."
+        )
+    if pa.types.is_fixed_size_list(array.type):
+        return _numbers(array.flatten(), name).reshape(len(array), array.type.list_size)
+    if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
+        offsets = torch.from_numpy(array.offsets.to_numpy().astype(np.int64))
+        return Ragged(_numbers(array.flatten(), name), offsets - offsets[0])
+    return _numbers(array, name)
+
+
+def from_batch(batch: Batch) -> pa.Table:
+    """Tensors as an Arrow table; (B, L) becomes a fixed-size list, Ragged a list."""
+    return pa.table({name: from_tensor(column) for name, column in batch.items()})
+
+
+def from_tensor(column: Tensor | Ragged) -> pa.Array:
+    """One column of a batch as an Arrow array."""
+    if isinstance(column, Ragged):
+        return pa.LargeListArray.from_arrays(column.offsets.cpu().numpy(), pa.array(column.values.cpu().numpy()))
+    values = column.detach().cpu().numpy()
+    if values.ndim == 1:
+        return pa.array(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def _numbers(array: pa.Array, name: str) -> Tensor:
+    if array.null_count:
+        raise ValueError(f"column {name!r} has lists with {array.null_count} nulls inside. Remove or fill them before.")
+    kind = array.type
+    if pa.types.is_boolean(kind):
+        array, dtype = array.cast(pa.int8()), np.int64
+    elif pa.types.is_integer(kind):
+        dtype = np.int64
+        if kind == pa.uint64() and len(array) and pc.max(array).as_py() > np.iinfo(np.int64).max:
+            raise ValueError(f"column {name!r} is uint64 and holds {pc.max(array)}, more than int64 can. Encode it first.")
+    elif pa.types.is_floating(kind):
+        dtype = np.float32
+    else:
+        raise ValueError(
+            f"column {name!r} is {kind}, but towers read integers and floats. Encode it with twotower.Preprocessor, "
+            "or leave it out of the schema (schema.excluding_by_name)."
+        )
+    # Arrow's memory is read-only; a copy keeps in-place work from corrupting it
+    return torch.from_numpy(array.to_numpy(zero_copy_only=False).astype(dtype, copy=True))
+
+
+def _check_domain(column: Tensor | Ragged, name: str, largest: int) -> None:
+    values = column.values if isinstance(column, Ragged) else column
+    if values.numel() == 0:
+        return
+    if values.is_floating_point():
+        raise ValueError(f"column {name!r} has an integer domain, but holds floats. Cast it, or correct the schema.")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > largest:
+        raise ValueError(
+            f"column {name!r} holds ids from {low} to {high}, but its domain is 0 to {largest}. Correct the schema's "
+            "domain, or encode the column with twotower.Preprocessor."
+        )

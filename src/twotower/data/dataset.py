@@ -1,0 +1,190 @@
+"""Dataset: a table and its Schema; from Parquet, Arrow, Polars, pandas or a dict."""
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, Union
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from twotower.data.arrow import to_batch
+from twotower.data.batch import Batch
+from twotower.errors import unknown
+from twotower.files import written_aside
+from twotower.schema import Schema, Tags, schema_from_arrow
+from twotower.schema_io import find_schema, save_schema
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PathLike = str | os.PathLike[str]
+
+
+class ArrowTabular(Protocol):
+    """Anything that speaks the Arrow PyCapsule interface: Arrow, Polars, pandas >= 2.2, DuckDB."""
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+
+Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Sequence[object]], "Dataset"]
+
+
+class Dataset:
+    """A table of interactions, users or items, with the Schema that says how to read it.
+
+    Args:
+        source: path of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
+            table, a dict of columns, or another Dataset.
+        schema: the columns to read as features. Without it: the schema file stored beside the data
+            (`.merlin/schema.json` or `schema.pbtxt`), else names and types alone, without tags or domains.
+
+    Raises:
+        ValueError: no such file, or the schema names columns that the table lacks.
+
+    Example:
+        >>> data = Dataset({"user_id": [1, 2], "item_id": [7, 3_000_000_000]})
+        >>> data.num_rows, data.column_names
+        (2, ['user_id', 'item_id'])
+    """
+
+    def __init__(self, source: Source, schema: Schema | None = None) -> None:
+        self.table, stored = _read(source)
+        self.schema = schema or stored or schema_from_arrow(self.table.schema)
+        for name in self.schema.column_names:
+            if name not in self.table.column_names:
+                raise ValueError(
+                    f"the schema names a column that the data lacks. {unknown('column', name, self.table.column_names)}"
+                )
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.table.num_rows)
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self.table.column_names)
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.num_rows:,} rows)\n{self.schema!r}"
+
+    def select(self, columns: Schema | Sequence[str]) -> "Dataset":
+        """Only these columns, in this order."""
+        names = columns.column_names if isinstance(columns, Schema) else list(columns)
+        for name in names:
+            if name not in self.table.column_names:
+                raise ValueError(unknown("column", name, self.table.column_names))
+        kept = [name for name in names if name in self.schema]
+        return Dataset(self.table.select(names), columns if isinstance(columns, Schema) else self.schema[kept])
+
+    def with_schema(self, schema: Schema) -> "Dataset":
+        """The same table read with another schema."""
+        return Dataset(self.table, schema)
+
+    def head(self, rows: int = 5) -> "Dataset":
+        """The first rows."""
+        return Dataset(self.table.slice(0, rows), self.schema)
+
+    def batch(self, schema: Schema | None = None) -> Batch:
+        """The columns of the schema as tensors, all rows at once."""
+        wanted = schema or self.schema
+        for name in wanted.column_names:
+            if name not in self.table.column_names:
+                raise ValueError(f"the data lacks a column. {unknown('column', name, self.table.column_names)}")
+        return to_batch(self.table, wanted)
+
+    def to_polars(self) -> pl.DataFrame:
+        """A Polars frame over the same memory."""
+        frame = pl.from_arrow(self.table)
+        assert isinstance(frame, pl.DataFrame)  # a table, not a single column
+        return frame
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A pandas frame; pandas must be installed."""
+        return self.table.to_pandas()
+
+    def to_parquet(self, path: PathLike) -> None:
+        """Write `path/part.parquet` and `path/.merlin/schema.json`, each aside and then renamed."""
+        folder = Path(path)
+        with written_aside(folder / "part.parquet") as aside:
+            pq.write_table(self.table, aside, compression="zstd")
+        save_schema(self.schema, folder / ".merlin" / "schema.json")
+
+
+def unique_rows_by_features(dataset: Dataset, features_tag: Tags | str, grouping_tag: Tags | str = Tags.ID) -> Dataset:
+    """One row for each id: the columns with `features_tag`, the first row of every distinct `grouping_tag` id.
+
+    Args:
+        dataset: for example interactions with user and item columns.
+        features_tag: the columns to keep, such as `Tags.ITEM`.
+        grouping_tag: which of them holds the id.
+
+    Raises:
+        ValueError: not exactly one column has both tags.
+
+    Example:
+        >>> schema = Schema([ColumnSchema("user", tags=[Tags.USER_ID], dtype="int64"),
+        ...                  ColumnSchema("age", tags=[Tags.USER], dtype="int64")])
+        >>> rows = Dataset({"user": [1, 1, 2], "age": [30, 30, 41]}, schema)
+        >>> unique_rows_by_features(rows, Tags.USER).table.to_pydict()
+        {'user': [1, 2], 'age': [30, 41]}
+    """
+    schema = dataset.schema.select_by_tag(features_tag)
+    ids = schema.select_by_tag(grouping_tag).column_names
+    if len(ids) != 1:
+        raise ValueError(
+            f"expected one column tagged {features_tag} and {grouping_tag}, found {ids} among {schema.column_names}."
+        )
+    frame = dataset.select(schema).to_polars().unique(ids, keep="first", maintain_order=True)
+    return Dataset(frame, schema)
+
+
+def sample_batch(dataset: Dataset, batch_size: int, shuffle: bool = False, seed: int = 0) -> Batch:
+    """The first rows of a dataset as a batch, or `shuffle`d ones drawn with `seed`."""
+    if shuffle:
+        order = torch.randperm(dataset.num_rows, generator=torch.Generator().manual_seed(seed))
+        return Dataset(dataset.table.take(order[:batch_size].numpy()), dataset.schema).batch()
+    return dataset.head(batch_size).batch()
+
+
+def _read(source: Source) -> tuple[pa.Table, Schema | None]:
+    if isinstance(source, Dataset):
+        return source.table, source.schema
+    if isinstance(source, Mapping):
+        return pa.table(dict(source)), None
+    if isinstance(source, (str, os.PathLike)):
+        paths = _parquet_files(source)
+        return pq.read_table(paths[0]) if len(paths) == 1 else _concat(paths), find_schema(source)
+    if isinstance(source, Sequence):
+        return _concat([file for path in source for file in _parquet_files(path)]), None
+    if not hasattr(source, "__arrow_c_stream__"):
+        raise ValueError(
+            f"cannot read a {type(source).__name__} as a table; give a Parquet path, an Arrow, Polars or pandas table, "
+            "or a dict of columns."
+        )
+    return pa.table(source), None
+
+
+def _parquet_files(path: PathLike) -> list[str]:
+    text = os.fspath(path)
+    found = sorted(glob.glob(os.path.join(text, "*.parquet")) if os.path.isdir(text) else glob.glob(text))
+    if not found:
+        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet, or a glob.")
+    return found
+
+
+def _concat(paths: list[str]) -> pa.Table:
+    tables = [pq.read_table(path) for path in paths]
+    for path, table in zip(paths, tables, strict=True):
+        if not table.schema.equals(tables[0].schema):
+            raise ValueError(
+                f"{path} has other columns than {paths[0]}: {table.schema.names} of {table.schema.types} against "
+                f"{tables[0].schema.names} of {tables[0].schema.types}."
+            )
+    return pa.concat_tables(tables)

@@ -1,0 +1,89 @@
+"""Loader: a dataset in memory, as shuffled batches that can be resumed in the middle of an epoch."""
+
+from collections.abc import Iterator
+
+import torch
+
+from twotower.data.batch import Batch, take
+from twotower.data.dataset import Dataset
+from twotower.errors import explain_options
+from twotower.schema import Schema
+
+
+class Loader:
+    """Iterates over a dataset's rows as batches {column: Tensor | Ragged}; one pass is one epoch.
+
+    Args:
+        dataset: the rows; all columns of its schema are held as tensors.
+        batch_size: rows in a batch; the last one may be smaller.
+        shuffle: a new global permutation every epoch, drawn from `seed` and the epoch's number.
+        drop_last: leave out a last batch that is smaller.
+        schema: only these columns.
+
+    The position is exact: `state_dict()` after n batches, `load_state_dict()` into another Loader of the same
+    dataset, and the next batch is the n+1st.
+
+    Example:
+        >>> loader = Loader(Dataset({"item_id": [1, 2, 3]}), batch_size=2, shuffle=False)
+        >>> [batch["item_id"].tolist() for batch in loader]
+        [[1, 2], [3]]
+    """
+
+    @explain_options
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        *,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        schema: Schema | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.drop_last = drop_last
+        self.schema = schema or dataset.schema
+        self._columns = dataset.batch(self.schema)
+        self._epoch = 0
+        self._batches_done = 0
+        if len(self) == 0:
+            raise ValueError(
+                f"no batch of {batch_size} rows can be made from {dataset.num_rows} rows"
+                + (" with drop_last=True." if drop_last else ".")
+            )
+
+    def __len__(self) -> int:
+        rows = self.dataset.num_rows
+        return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = self._order()
+        for number in range(self._batches_done, len(self)):
+            # the position moves before the batch is handed out, so that a state taken after it is exact
+            last = number + 1 == len(self)
+            self._epoch, self._batches_done = (self._epoch + 1, 0) if last else (self._epoch, number + 1)
+            yield take(self._columns, order[number * self.batch_size : (number + 1) * self.batch_size])
+
+    def _order(self) -> torch.Tensor:
+        if not self.shuffle:
+            return torch.arange(self.dataset.num_rows)
+        # a large odd step keeps (seed, epoch) and (seed + 1, epoch - 1) apart
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self._epoch) % 2**63)
+        return torch.randperm(self.dataset.num_rows, generator=generator)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: which epoch, and how many of its batches were handed out."""
+        return {"seed": self.seed, "epoch": self._epoch, "batches_done": self._batches_done, "rows": len(self.dataset)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from the position of another Loader over the same dataset."""
+        if state["rows"] != len(self.dataset):
+            raise ValueError(
+                f"the position was taken over {state['rows']} rows, this dataset has {len(self.dataset)}: not the same data."
+            )
+        self.seed, self._epoch, self._batches_done = state["seed"], state["epoch"], state["batches_done"]

@@ -1,0 +1,93 @@
+"""Ragged: lists of different lengths as one flat tensor and its row boundaries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged:
+    """B lists in two tensors: row i is `values[offsets[i]:offsets[i + 1]]`.
+
+    Args:
+        values: (total, ...) the elements of all rows, one row after the other.
+        offsets: (B + 1,) int64; starts at 0, never falls, ends at `total`.
+
+    Raises:
+        ValueError: offsets that are not one-dimensional int64, or are empty. `check` looks at their content too.
+
+    Example:
+        >>> rows = Ragged.from_lists([[5, 7], [], [9]])
+        >>> rows.lengths().tolist(), rows.to_lists()
+        ([2, 0, 1], [[5, 7], [], [9]])
+    """
+
+    values: Tensor
+    offsets: Tensor
+
+    def __post_init__(self) -> None:
+        if self.offsets.ndim != 1 or self.offsets.dtype != torch.int64 or len(self.offsets) == 0:
+            raise ValueError(
+                f"Ragged offsets must be int64 of shape (B + 1,), got {self.offsets.dtype} of shape "
+                f"{tuple(self.offsets.shape)}. Ragged.from_lists makes them from lists."
+            )
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[float]], dtype: torch.dtype | None = None) -> "Ragged":
+        """Make a Ragged from lists; ids default to int64, numbers to float32."""
+        flat = [value for row in rows for value in row]
+        if dtype is None:
+            dtype = torch.float32 if any(isinstance(value, float) for value in flat) else torch.int64
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+        return cls(torch.tensor(flat, dtype=dtype), _offsets(lengths))
+
+    def check(self) -> "Ragged":
+        """Return self if the offsets fit the values, else raise ValueError."""
+        first, last = int(self.offsets[0]), int(self.offsets[-1])
+        if first != 0 or last != len(self.values) or bool((self.lengths() < 0).any()):
+            raise ValueError(
+                f"Ragged offsets must start at 0, never fall and end at the number of values, {len(self.values)}; "
+                f"these start at {first} and end at {last}."
+            )
+        return self
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def lengths(self) -> Tensor:
+        """(B,) the length of each row."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def row_of_value(self) -> Tensor:
+        """(total,) the row that each value belongs to."""
+        rows = torch.arange(len(self), device=self.device)
+        return torch.repeat_interleave(rows, self.lengths(), output_size=len(self.values))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
+        """Both tensors on the device."""
+        return Ragged(
+            self.values.to(device, non_blocking=non_blocking), self.offsets.to(device, non_blocking=non_blocking)
+        )
+
+    def take(self, rows: Tensor) -> "Ragged":
+        """The given rows (M,), in that order; rows may repeat."""
+        lengths = self.lengths()[rows]
+        offsets = _offsets(lengths)
+        # each taken value sits at its row's start plus its place within the row
+        start = torch.repeat_interleave(self.offsets[:-1][rows] - offsets[:-1], lengths)
+        return Ragged(self.values[start + torch.arange(len(start), device=self.device)], offsets)
+
+    def to_lists(self) -> list[list[float]]:
+        """Plain Python lists."""
+        values, offsets = self.values.tolist(), self.offsets.tolist()
+        return [values[offsets[i] : offsets[i + 1]] for i in range(len(self))]
+
+
+def _offsets(lengths: Tensor) -> Tensor:
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])

@@ -1,0 +1,174 @@
+"""Ranking the whole catalogue for every query: which of the first k are positives."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from twotower.data.arrow import to_tensor
+from twotower.data.dataset import Dataset
+from twotower.data.ragged import Ragged
+from twotower.errors import unknown
+from twotower.metrics import RankingMetric
+
+# scores of a tile of queries, given their numbers (T,): (T, candidates)
+ScoreQueries = Callable[[Tensor], Tensor]
+SCORES_IN_MEMORY = 2**26  # of one tile: 256 MB of float32
+
+
+@dataclass(frozen=True, eq=False)
+class RankingTask:
+    """Q queries, each with its positives and seen items among N candidates.
+
+    Args:
+        queries: one row for each query, with the columns that tell queries apart.
+        positives: rows of candidate positions, none twice.
+        num_positives: (Q,) all positives of a query, those outside the catalogue too.
+        seen: rows of candidate positions that are not to be recommended.
+        num_candidates: N.
+    """
+
+    queries: Dataset
+    positives: Ragged
+    num_positives: Int[Tensor, "Q"]
+    seen: Ragged
+    num_candidates: int
+
+
+def ranking_task(
+    data: Dataset,
+    *,
+    query: Sequence[str],
+    candidate: str,
+    candidates: Int[Tensor, "N"],
+    seen: Dataset | None = None,
+    seen_by: Sequence[str] | None = None,
+) -> RankingTask:
+    """Gather interactions into queries.
+
+    Rows that agree in all `query` columns are one query, and their distinct candidates its positives. Warns about
+    positives outside the catalogue, which count as missed, and about positives that were seen before, which cannot be
+    recommended and are left out.
+
+    Args:
+        data: interactions.
+        query: the columns that tell queries apart.
+        candidate: the candidate id column.
+        candidates: (N,) the distinct ids of the catalogue.
+        seen: earlier interactions; their candidates are taken out of the ranking of the same query.
+        seen_by: the columns by which `seen` rows belong to a query; by default all `query` columns.
+
+    Raises:
+        ValueError: a column is missing, or there are no positives.
+    """
+    keys = list(seen_by or query)
+    _check_columns(data, [*query, *keys, candidate], "the evaluation data")
+    frame = data.to_polars().select(list(dict.fromkeys([*query, *keys, candidate]))).unique(maintain_order=True)
+    if seen is not None:
+        _check_columns(seen, [*keys, candidate], "the data of seen items")
+        past = seen.to_polars().select([*keys, candidate]).unique()
+        fresh = frame.join(past, on=[*keys, candidate], how="anti", maintain_order="left")
+        _warn_if(len(frame) - len(fresh), "positives were seen before by the same query; they are left out.")
+        frame = fresh
+    positions = pl.DataFrame({candidate: candidates.numpy(), "position": range(len(candidates))})
+    frame = frame.join(positions, on=candidate, how="left", maintain_order="left")
+    _warn_if(frame["position"].null_count(), "positives are not in the catalogue; they count as missed.")
+    if not len(frame):
+        raise ValueError("there is no positive to evaluate: every row was seen before, or the data is empty.")
+    queries = frame.group_by(list(dict.fromkeys([*query, *keys])), maintain_order=True).agg(
+        pl.col("position").drop_nulls(), num_positives=pl.len().cast(pl.Int64)
+    )
+    hidden = Ragged(torch.empty(0, dtype=torch.int64), torch.zeros(len(queries) + 1, dtype=torch.int64))
+    if seen is not None:
+        by_query = past.join(positions, on=candidate).group_by(keys).agg(seen="position")
+        hidden = _ragged(queries.join(by_query, on=keys, how="left", maintain_order="left")["seen"])
+    return RankingTask(
+        queries=Dataset(queries.drop("position", "num_positives"), data.schema.select_by_name(_in(data, query))),
+        positives=_ragged(queries["position"]),
+        num_positives=torch.from_numpy(queries["num_positives"].to_numpy().copy()),
+        seen=hidden,
+        num_candidates=len(candidates),
+    )
+
+
+def evaluate_ranking(score: ScoreQueries, task: RankingTask, metrics: Sequence[RankingMetric]) -> dict[str, Tensor]:
+    """The metrics' values for every query, (Q,) each, by name.
+
+    Args:
+        score: gives the scores (T, N) of some queries with every candidate; higher is better.
+        task: who is asked and what is right.
+        metrics: at any cut-offs up to N.
+    """
+    k = max(metric.k for metric in metrics)
+    if k > task.num_candidates:
+        raise ValueError(f"a metric at k={k} needs at least {k} candidates; the catalogue has {task.num_candidates}.")
+    relevance = ranked_relevance(score, task, k)
+    return {metric.name: metric(relevance, task.num_positives) for metric in metrics}
+
+
+def ranked_relevance(score: ScoreQueries, task: RankingTask, k: int) -> Int[Tensor, "Q k"]:
+    """1 where the query's item at that rank is a positive; among equal scores positives come last (ties lose)."""
+    tile = max(1, SCORES_IN_MEMORY // task.num_candidates)
+    parts = []
+    for rows in torch.arange(len(task.queries)).split(tile):
+        scores = score(rows)
+        seen, positives = task.seen.take(rows), task.positives.take(rows)
+        scores[seen.row_of_value().to(scores.device), seen.values.to(scores.device)] = -torch.inf
+        parts.append(_tile_relevance(scores, positives, k).cpu())
+    return torch.cat(parts)
+
+
+def _tile_relevance(scores: Float[Tensor, "T N"], positives: Ragged, k: int) -> Int[Tensor, "T k"]:
+    is_positive = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    is_positive[positives.row_of_value().to(scores.device), positives.values.to(scores.device)] = 1
+    best, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
+    if bool(best[:, 0].isnan().any()):
+        raise ValueError("the model scores candidates with nan; lower the learning rate or look for nan in its inputs.")
+    found = is_positive.gather(1, places)
+    # topk orders equal scores as it likes: where a positive has the score of its neighbour, put the row in order
+    mixed = (best[:, 1:] == best[:, :-1]) & (found[:, 1:] != found[:, :-1])
+    cut = (best[:, k - 1 : k] == best[:, k:]).any(1) & ((best == best[:, k - 1 : k]) & (found == 1)).any(1)
+    relevance = found[:, :k].contiguous()
+    for row in torch.nonzero(mixed.any(1) | cut).flatten().tolist():
+        relevance[row] = _ties_lose(scores[row], is_positive[row], k)
+    return relevance
+
+
+def _ties_lose(scores: Float[Tensor, "N"], is_positive: Int[Tensor, "N"], k: int) -> Int[Tensor, "k"]:
+    negatives_first = torch.argsort(is_positive, stable=True)
+    order = torch.argsort(scores[negatives_first], descending=True, stable=True)
+    return is_positive[negatives_first[order[:k]]]
+
+
+def in_batch_relevance(query: Float[Tensor, "B D"], candidate: Float[Tensor, "B D"], ids: Int[Tensor, "B"], k: int):
+    """(B, k) 1 at the rank of the row's own candidate among the batch's other ids; a sampled view, not the catalogue."""
+    scores = query @ candidate.T
+    own = scores.diagonal()[:, None]
+    others = ids[:, None] != ids[None, :]
+    rank = ((scores >= own) & others).sum(1)
+    return (torch.arange(k, device=ids.device)[None, :] == rank[:, None]).to(torch.int64)
+
+
+def _in(data: Dataset, names: Sequence[str]) -> list[str]:
+    return [name for name in names if name in data.schema]
+
+
+def _check_columns(data: Dataset, names: Sequence[str], what: str) -> None:
+    for name in names:
+        if name not in data.column_names:
+            raise ValueError(f"{what} lacks a column. {unknown('column', name, data.column_names)}")
+
+
+def _warn_if(count: int, what: str) -> None:
+    if count:
+        warnings.warn(f"{count} {what}", stacklevel=4)
+
+
+def _ragged(lists: pl.Series) -> Ragged:
+    rows = to_tensor(lists.fill_null([]).cast(pl.List(pl.Int64)).to_arrow(), lists.name)
+    assert isinstance(rows, Ragged)
+    return rows

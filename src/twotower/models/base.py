@@ -1,0 +1,417 @@
+"""RetrievalModelV2: two towers, their outputs, and the verbs of a model's life."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from twotower.candidates import Candidates
+from twotower.data.arrow import from_tensor
+from twotower.data.batch import Batch, scalar_column
+from twotower.data.catalog import Catalog
+from twotower.data.dataset import Dataset, PathLike
+from twotower.data.loader import Loader
+from twotower.encoder import EmbeddingEncoder, Tower, embeddings_dataset, encode, evaluating
+from twotower.errors import explain_options
+from twotower.metrics import RankingMetric, resolve_metrics
+from twotower.models import scoring, storing
+from twotower.optimizers import MakeOptimizer
+from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss, Step
+from twotower.schema import ColumnSchema, Schema, Tags
+from twotower.top_k import TopKEncoder
+from twotower.training.compiled import Compiled, check_compiled
+from twotower.training.history import History
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import Logger
+
+
+class RetrievalModelV2(nn.Module):
+    """A query tower and a candidate tower that meet in one or more outputs.
+
+    Args:
+        query: the query tower.
+        output: an output, or a list of them for several tasks.
+        candidate: the candidate tower. Without it, an embedding table on the contrastive output's id column.
+        schema: holds the candidate id column, for a candidate tower that does not read it.
+        candidate_id_tag: the tag of the candidate id.
+
+    Raises:
+        ValueError: towers of different widths, no candidate id, no output, or two outputs of one name.
+    """
+
+    @explain_options
+    def __init__(
+        self,
+        *,
+        query: Tower,
+        output: ModelOutput | Sequence[ModelOutput],
+        candidate: Tower | None = None,
+        schema: Schema | None = None,
+        candidate_id_tag: Tags | str = Tags.ITEM_ID,
+    ) -> None:
+        super().__init__()
+        self.output = nn.ModuleList([output] if isinstance(output, ModelOutput) else output)
+        self.query = query
+        self.candidate = _table_tower(self.outputs, query.dim) if candidate is None else candidate
+        self.schema = schema
+        self.candidate_id_tag = candidate_id_tag
+        self.candidate_id = candidate_id_column(self.candidate.schema, schema, candidate_id_tag)
+        _check_widths(self.query, self.candidate)
+        _check_outputs(self.outputs, query.dim)
+        self.compiled = Compiled()
+        self.catalog: Catalog | None = None
+        # of the last fit; the next fit goes on from it
+        self.optimizer_state: dict[str, Any] | None = None
+
+    # ---- what it is made of
+
+    @property
+    def query_encoder(self) -> Tower:
+        """The query tower."""
+        return self.query
+
+    @property
+    def candidate_encoder(self) -> Tower:
+        """The candidate tower."""
+        return self.candidate
+
+    @property
+    def outputs(self) -> list[ModelOutput]:
+        """The outputs, one for each task."""
+        return [output for output in self.output if isinstance(output, ModelOutput)]
+
+    @property
+    def input_schema(self) -> Schema:
+        """The feature columns that the towers and the candidate id need; targets and weights are not among them."""
+        return self.query.schema + self.candidate.schema + Schema([self.candidate_id])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    # ---- one batch
+
+    def forward(self, batch: Batch) -> Tensor | dict[str, Tensor]:
+        """The score of the query and the candidate on each row, (B, 1); by output's name if there are several."""
+        query, candidate = self.query(batch), self.candidate(batch)
+        scores = {output.name: output.predict(query, candidate) for output in self.outputs}
+        return scores if len(scores) > 1 else next(iter(scores.values()))
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The training loss of a batch, a scalar: the outputs' losses by their weights, and the L2 terms."""
+        return self.losses(batch)["loss"]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The training loss under "loss" and, if it has several parts, each part under its name."""
+        ids = scalar_column(batch, self.candidate_id.name)
+        step = Step(batch, self.query(batch), Candidates(ids, self.candidate(batch)), self._encode_ids)
+        parts = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
+        weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=ids.device)
+        total = (torch.stack(list(parts.values())) * weights).sum()
+        terms = [*self.query.regularization(batch).values(), *self.candidate.regularization(batch).values()]
+        if terms:
+            parts["regularization_loss"] = torch.stack(terms).sum()
+            total = total + parts["regularization_loss"]
+        return {"loss": total, **(parts if len(parts) > 1 else {})}
+
+    def _encode_ids(self, ids: Tensor) -> Tensor:
+        """The candidate tower on ids alone, their other features from the catalogue."""
+        if self.candidate.schema.column_names == [self.candidate_id.name]:
+            return self.candidate({self.candidate_id.name: ids})
+        catalog = self._known_catalog("a sampler that draws candidates by id needs their features")
+        if catalog.ids.device != ids.device:
+            self.catalog = catalog = catalog.to(ids.device)
+        return self.candidate(catalog.lookup(ids))
+
+    def _known_catalog(self, why: str) -> Catalog:
+        if self.catalog is None:
+            raise ValueError(
+                f"{why}, but the model knows no catalogue yet: call fit (or adapt before a loop of your own), or give "
+                "catalog=<a Dataset with one row for each candidate>."
+            )
+        return self.catalog
+
+    # ---- training
+
+    @explain_options
+    def compile(  # type: ignore[override]
+        self,
+        optimizer: str | MakeOptimizer = "adam",
+        loss: str | RowLoss | Mapping[str, str | RowLoss] | None = None,
+        metrics: Sequence[str | RankingMetric] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+        learning_rate: float | None = None,
+    ) -> None:
+        """Choose how to train and what to measure. For PyTorch's own Module.compile use `torch.compile(model)`.
+
+        Args:
+            optimizer: "adam", "adamw", "adagrad", "rmsprop", "sgd", or a function from parameters to an optimiser.
+            loss: for the only output, or a dict by output's name; None takes each output's default.
+            metrics: names such as "recall_at_20", or records; None takes recall, MRR, NDCG, MAP and precision at 10.
+            loss_weights: by output's name; 1 by default.
+            learning_rate: of the named optimiser; None takes its default.
+
+        Raises:
+            ValueError: an unknown name, or one loss for several outputs.
+        """
+        self.compiled = check_compiled(self.outputs, optimizer, loss, metrics, loss_weights, learning_rate)
+        self.optimizer_state = None
+
+    def adapt(self, train: Dataset, catalog: Dataset | None = None) -> "RetrievalModelV2":
+        """Learn what needs no gradient: item frequencies for the samplers, and the catalogue.
+
+        `fit` calls it. A loop of your own calls it once, before the first step.
+
+        Args:
+            train: the interactions.
+            catalog: one row for each candidate; by default the distinct candidates of `train`.
+        """
+        ids = scalar_column(train.batch(Schema([self.candidate_id])), self.candidate_id.name)
+        for output in self.outputs:
+            if isinstance(output, ContrastiveOutput):
+                output.adapt(ids.to(self.device))
+        self.catalog = self._catalog_of(train if catalog is None else catalog)
+        return self
+
+    def _catalog_of(self, data: Dataset) -> Catalog:
+        return Catalog.from_dataset(data, self.candidate_id.name, self.candidate.schema)
+
+    @explain_options
+    def fit(
+        self,
+        train: Dataset,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        validation_data: Dataset | None = None,
+        catalog: Dataset | None = None,
+        seen: Dataset | None = None,
+        group: str | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+        steps_per_epoch: int | None = None,
+        train_metrics_steps: int = 0,
+        callbacks: "Sequence[Callback]" = (),
+        logger: "Logger | Sequence[Logger] | bool" = False,
+        resume_from: PathLike | None = None,
+        trainer_options: Mapping[str, object] | None = None,
+        verbose: bool = True,
+    ) -> History:
+        """Train on interactions, on Lightning's Trainer. A second fit goes on from the first.
+
+        Args:
+            train: the interactions, with the towers' columns, targets and weights.
+            batch_size: rows in a step; with in-batch sampling also the number of negatives.
+            epochs: passes over the data.
+            validation_data: interactions to `evaluate` after every epoch, logged as `val_<metric>`, which callbacks
+                such as EarlyStopping can monitor.
+            catalog: all candidates, one row each, when `train` does not hold them all.
+            seen, group: as in `evaluate`, for the validation.
+            shuffle, seed, drop_last: as in Loader.
+            steps_per_epoch: end an epoch after that many steps.
+            train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
+                candidate among the batch's, as `in_batch_<metric>`; 0 for never.
+            callbacks, logger: Lightning's, passed through.
+            resume_from: a checkpoint of Lightning's ModelCheckpoint; training goes on where it was written.
+            trainer_options: more arguments of Lightning's Trainer, such as {"accelerator": "gpu", "precision":
+                "bf16-mixed", "gradient_clip_val": 1.0}.
+            verbose: show progress bars.
+
+        Returns:
+            History: the logged values of every epoch.
+
+        Raises:
+            ValueError: no batch_size, missing columns, or an unknown Trainer option.
+        """
+        from twotower.training import lightning  # takes two seconds to import, and only fit needs it
+
+        if batch_size is None:
+            raise ValueError("fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step.")
+        schema = self._training_schema(train)
+        loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
+        self.adapt(train, catalog)
+
+        def validate() -> dict[str, float]:
+            assert validation_data is not None
+            return self.evaluate(validation_data, seen=seen, group=group)
+
+        return lightning.run(
+            self,
+            loader,
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validate=None if validation_data is None else validate,
+            batch_metrics=lambda batch: scoring.batch_metrics(self, batch),
+            train_metrics_steps=train_metrics_steps,
+            callbacks=callbacks,
+            logger=logger,
+            resume_from=resume_from,
+            trainer_options=trainer_options or {},
+            verbose=verbose,
+        )
+
+    def _training_schema(self, train: Dataset) -> Schema:
+        extra = [name for output in self.outputs for name in output.columns()]
+        return self.input_schema + train.schema.select_by_name(list(dict.fromkeys(extra)))
+
+    # ---- measuring and predicting
+
+    @explain_options
+    def evaluate(
+        self,
+        data: Dataset,
+        *,
+        catalog: Dataset | None = None,
+        seen: Dataset | None = None,
+        group: str | None = None,
+        metrics: Sequence[str | RankingMetric] | None = None,
+        batch_size: int = 1024,
+        sampled: str | None = None,
+    ) -> dict[str, float]:
+        """Rank the whole catalogue for every query and measure where its positives stand.
+
+        Rows that agree in the query tower's columns are one query with several positives. Ties lose. Outputs with a
+        target add their own metrics, as `<output>/<metric>`.
+
+        Args:
+            data: interactions.
+            catalog: the candidates to rank, one row each; by default those the model was fitted with.
+            seen: earlier interactions, whose candidates are not ranked for the same user.
+            group: a column that tells queries apart beyond the tower's own columns, such as a raw user id: users that
+                the Preprocessor does not know share an id, and are one query without it.
+            metrics: as in compile; by default those chosen there.
+            batch_size: rows encoded at once.
+            sampled: "in-batch" ranks each row's candidate among its batch only, as `in_batch_<metric>`: numbers that
+                depend on batch_size, for comparing with older tables.
+
+        Returns:
+            The mean of each metric over the queries.
+        """
+        chosen = self.compiled.metrics if metrics is None else resolve_metrics(metrics)
+        if sampled is not None:
+            if sampled != "in-batch":
+                raise ValueError(f"unknown sampled {sampled!r}: choose 'in-batch', or None to rank the whole catalogue.")
+            return scoring.evaluate_in_batch(self, data, metrics=chosen, batch_size=batch_size)
+        known = self._known_catalog("evaluate ranks all candidates") if catalog is None else self._catalog_of(catalog)
+        return scoring.evaluate(self, data, known, metrics=chosen, seen=seen, group=group, batch_size=batch_size)
+
+    def predict(self, dataset: Dataset, batch_size: int = 1024) -> Tensor | dict[str, Tensor]:
+        """The score of the query and the candidate on each row, (rows, 1); by output's name if there are several."""
+        scores = scoring.predict(self, dataset, batch_size)
+        return scores if len(scores) > 1 else next(iter(scores.values()))
+
+    def batch_predict(self, dataset: Dataset, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Dataset:
+        """The dataset's columns (or some of them) with one score column for each output, named after it."""
+        table = dataset.table if columns is None else dataset.table.select(list(columns))
+        for name, values in scoring.predict(self, dataset, batch_size).items():
+            table = table.append_column(name, from_tensor(values.squeeze(1)))
+        return Dataset(table)
+
+    def query_embeddings(self, dataset: Dataset, index: str | Tags = Tags.USER_ID, batch_size: int = 1024) -> Dataset:
+        """The query vector of every row: the index column, then "0" to "D-1". Rows are not de-duplicated."""
+        return encode(self.query, dataset, index, batch_size)
+
+    def candidate_embeddings(
+        self, dataset: Dataset | None = None, index: str | Tags | None = None, batch_size: int = 1024
+    ) -> Dataset:
+        """The candidate vector of every row of a dataset, or of the catalogue the model was fitted with."""
+        if dataset is not None:
+            return encode(self.candidate, dataset, index or self.candidate_id.name, batch_size)
+        catalog = self._known_catalog("candidate_embeddings without a dataset embeds the catalogue")
+        ids = Dataset({catalog.id_name: catalog.ids.cpu().numpy()}, Schema([self.candidate_id]))
+        return embeddings_dataset(ids, catalog.id_name, scoring.embed_catalog(self, catalog, batch_size).cpu())
+
+    @explain_options
+    def to_top_k_encoder(
+        self,
+        candidates: Dataset | None = None,
+        *,
+        candidate_id: str | Tags | None = None,
+        strategy: str = "brute-force-topk",
+        k: int = 10,
+        batch_size: int = 1024,
+    ) -> TopKEncoder:
+        """The query tower with an index of candidates.
+
+        Args:
+            candidates: one row for each candidate, with the candidate tower's columns; by default the catalogue.
+            candidate_id: the column or tag of the ids to return; it need not be one that the tower reads.
+            strategy: of the index.
+            k: how many to find by default.
+            batch_size: candidates encoded at once.
+        """
+        vectors = self.candidate_embeddings(candidates, candidate_id, batch_size)
+        return TopKEncoder(self.query, vectors, topk_layer=strategy, k=k)
+
+    # ---- files
+
+    def save(self, path: PathLike, include_optimizer: bool = False) -> None:
+        """Write a folder with everything: structure, weights, samplers, compile's choices, catalogue.
+
+        The folder appears whole or not at all, and replaces an older one. No pickle.
+
+        Args:
+            path: the folder.
+            include_optimizer: also the optimiser's state of the last fit, so that training goes on exactly.
+        """
+        storing.save(self, path, include_optimizer)
+
+    @classmethod
+    def load(cls, path: PathLike, custom_objects: Mapping[str, type] | None = None) -> "RetrievalModelV2":
+        """Read what `save` wrote.
+
+        Args:
+            path: the folder.
+            custom_objects: classes of your own that the model is built from, by name.
+        """
+        return storing.load(path, custom_objects)
+
+
+def candidate_id_column(candidate: Schema, schema: Schema | None, tag: Tags | str) -> ColumnSchema:
+    """The candidate id's column: the one with the tag, in the tower's schema or else in the one given."""
+    for holder in (candidate, schema):
+        found = holder.select_by_tag(tag) if holder is not None else Schema([])
+        if len(found) == 1:
+            return found.first
+    only = candidate if len(candidate) == 1 else Schema([])
+    if len(only) == 1 and schema is None:
+        return only.first
+    name = tag.value if isinstance(tag, Tags) else tag
+    raise ValueError(
+        f"no single column is tagged {name!r}: the candidate tower reads {candidate.column_names}"
+        + (f", and schema holds {schema.column_names}. " if schema is not None else ". ")
+        + "Tag the id column, name its tag as candidate_id_tag, or give schema=<a Schema with it>."
+    )
+
+
+def _table_tower(outputs: Sequence[ModelOutput], dim: int) -> Tower:
+    for output in outputs:
+        if isinstance(output, ContrastiveOutput) and isinstance(output.to_call, (Schema, ColumnSchema)):
+            return EmbeddingEncoder(output.candidate_id, dim)
+    raise ValueError(
+        "a model without a candidate tower needs an output on the candidate id column: "
+        "RetrievalModelV2(query=..., output=ContrastiveOutput(schema['item_id'])), or give candidate=<a tower>."
+    )
+
+
+def _check_widths(query: Tower, candidate: Tower) -> None:
+    if query.dim != candidate.dim:
+        raise ValueError(
+            f"the towers must end in one width, but the query tower ({', '.join(query.schema.column_names)}) gives "
+            f"{query.dim} and the candidate tower ({', '.join(candidate.schema.column_names)}) gives {candidate.dim}. "
+            "Make the last width of both the same."
+        )
+
+
+def _check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
+    names = [output.name for output in outputs]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"a model needs at least one output, and each a name of its own; got {names}. Give name=...")
+    for output in outputs:
+        with evaluating(output):
+            output.predict(torch.zeros(2, dim), torch.zeros(2, dim))  # layers that wait for a width get it here

@@ -1,0 +1,150 @@
+"""What a trained model tells about a dataset: scores of pairs, and how well it ranks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from twotower.data.batch import Batch, scalar_column, to_device
+from twotower.data.catalog import Catalog
+from twotower.data.dataset import Dataset
+from twotower.data.loader import Loader
+from twotower.encoder import embed, evaluating
+from twotower.evaluation import evaluate_ranking, in_batch_relevance, ranking_task
+from twotower.metrics import RankingMetric
+from twotower.outputs import BinaryOutput, ContrastiveOutput, ModelOutput, RegressionOutput, pair_target
+from twotower.schema import Schema, Tags
+
+if TYPE_CHECKING:
+    from twotower.models.base import RetrievalModelV2
+
+
+def predict(model: "RetrievalModelV2", dataset: Dataset, batch_size: int) -> dict[str, Tensor]:
+    """Every output's score of the pair on each row, (rows, 1), by output's name."""
+    loader = Loader(dataset, batch_size, shuffle=False, schema=model.input_schema)
+    parts: dict[str, list[Tensor]] = {output.name: [] for output in model.outputs}
+    with evaluating(model):
+        for batch in loader:
+            there = to_device(batch, model.device)
+            query, candidate = model.query(there), model.candidate(there)
+            for output in model.outputs:
+                parts[output.name].append(output.predict(query, candidate).float().cpu())
+    return {name: torch.cat(part) for name, part in parts.items()}
+
+
+def evaluate(
+    model: "RetrievalModelV2",
+    data: Dataset,
+    catalog: Catalog,
+    *,
+    metrics: Sequence[RankingMetric],
+    seen: Dataset | None,
+    group: str | None,
+    batch_size: int,
+) -> dict[str, float]:
+    """Ranking metrics over the whole catalogue, and the metrics of outputs that have a target."""
+    id_name = model.candidate_id.name
+    task = ranking_task(
+        _positives(model.outputs, data),
+        query=[*([group] if group else []), *model.query.schema.column_names],
+        candidate=id_name,
+        candidates=catalog.ids.cpu(),
+        seen=seen,
+        seen_by=seen_columns(model.query.schema, seen, group),
+    )
+    queries = embed(model.query, task.queries, batch_size).to(model.device)
+    candidates = embed_catalog(model, catalog, batch_size)
+    per_query = evaluate_ranking(lambda rows: queries[rows.to(queries.device)] @ candidates.T, task, metrics)
+    values = {name: float(value.mean()) for name, value in per_query.items()}
+    return values | _target_metrics(model, data, batch_size)
+
+
+def evaluate_in_batch(
+    model: "RetrievalModelV2", data: Dataset, *, metrics: Sequence[RankingMetric], batch_size: int
+) -> dict[str, float]:
+    """The metrics of each row's candidate against its batch's other candidates: depends on batch_size."""
+    loader = Loader(data, batch_size, shuffle=False, schema=model.input_schema)
+    rows: dict[str, list[Tensor]] = {}
+    with evaluating(model):
+        for batch in loader:
+            for name, values in in_batch_metrics(model, to_device(batch, model.device), metrics).items():
+                rows.setdefault(name, []).append(values)
+    return {name: float(torch.cat(values).mean()) for name, values in rows.items()}
+
+
+def batch_metrics(model: "RetrievalModelV2", batch: Batch) -> dict[str, float]:
+    """The means of the compiled metrics within one training batch."""
+    with evaluating(model):
+        rows = in_batch_metrics(model, batch, model.compiled.metrics)
+    return {name: float(values.mean()) for name, values in rows.items()}
+
+
+def in_batch_metrics(
+    model: "RetrievalModelV2", batch: Batch, metrics: Sequence[RankingMetric]
+) -> dict[str, Tensor]:
+    """One value for each row, (B,), under in_batch_<metric>."""
+    query, candidate = model.query(batch), model.candidate(batch)
+    ids = scalar_column(batch, model.candidate_id.name)
+    relevance = in_batch_relevance(query, candidate, ids, max(metric.k for metric in metrics))
+    one = torch.ones(len(ids), device=ids.device)
+    return {f"in_batch_{metric.name}": metric(relevance, one).cpu() for metric in metrics}
+
+
+def embed_catalog(model: "RetrievalModelV2", catalog: Catalog, batch_size: int) -> Tensor:
+    """(N, D) vectors of all candidates, on the model's device."""
+    with evaluating(model):
+        parts = [
+            model.candidate(to_device(catalog.slice(start, start + batch_size), model.device)).float()
+            for start in range(0, len(catalog), batch_size)
+        ]
+    return torch.cat(parts)
+
+
+def seen_columns(query: Schema, seen: Dataset | None, group: str | None) -> list[str] | None:
+    """The columns by which seen items belong to a query: the group, else the query tower's id."""
+    if seen is None:
+        return None
+    if group is not None:
+        return [group]
+    ids = query.select_by_tag(Tags.USER_ID).column_names
+    if len(ids) != 1:
+        raise ValueError(
+            f"to leave out seen items, evaluate must know whose they are: the query tower has {ids} tagged 'user_id'. "
+            "Give group='<the column that names the user>'."
+        )
+    return ids
+
+
+def _positives(outputs: Sequence[ModelOutput], data: Dataset) -> Dataset:
+    """The rows that are positives: where the contrastive (else binary) output has a target, its rows above 0."""
+    contrastive = [o.target for o in outputs if isinstance(o, ContrastiveOutput)]
+    binary = [o.target for o in outputs if isinstance(o, BinaryOutput)]
+    target = (contrastive or binary or [None])[0]
+    if target is None:
+        return data
+    return Dataset(data.to_polars().filter(pl.col(target) > 0), data.schema)
+
+
+def _target_metrics(model: "RetrievalModelV2", data: Dataset, batch_size: int) -> dict[str, float]:
+    """AUC, accuracy, precision and recall of binary outputs, RMSE of regression outputs."""
+    from torchmetrics.functional import classification as c  # a second to import, and only targets need it
+
+    values: dict[str, float] = {}
+    with_target = [o for o in model.outputs if isinstance(o, (BinaryOutput, RegressionOutput))]
+    if not with_target:
+        return values
+    predicted = predict(model, data, batch_size)
+    columns = data.batch(data.schema.select_by_name([str(o.target) for o in with_target]))
+    for output in with_target:
+        score, target = predicted[output.name].squeeze(1), pair_target(columns, str(output.target))
+        if isinstance(output, RegressionOutput):
+            values[f"{output.name}/rmse"] = float((score - target).square().mean().sqrt())
+            continue
+        label = (target > 0).long()
+        values[f"{output.name}/auc"] = float(c.binary_auroc(score, label))
+        values[f"{output.name}/binary_accuracy"] = float(c.binary_accuracy(score, label))
+        values[f"{output.name}/precision"] = float(c.binary_precision(score, label))
+        values[f"{output.name}/recall"] = float(c.binary_recall(score, label))
+    return values

@@ -1,0 +1,70 @@
+"""What compile() chose: optimiser, losses, metrics."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from twotower.errors import unknown
+from twotower.metrics import DEFAULT_METRICS, RankingMetric, resolve_metrics
+from twotower.optimizers import OPTIMIZERS, MakeOptimizer, make_optimizer
+from twotower.outputs import ModelOutput, RowLoss
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The choices of compile(), checked. `losses` and `loss_weights` are by output's name."""
+
+    optimizer: str | MakeOptimizer = "adam"
+    learning_rate: float | None = None
+    losses: Mapping[str, str | RowLoss] = field(default_factory=dict)
+    loss_weights: Mapping[str, float] = field(default_factory=dict)
+    metrics: tuple[RankingMetric, ...] = DEFAULT_METRICS
+
+    def loss_of(self, output: str) -> str | RowLoss | None:
+        """The chosen loss of an output, None for its default."""
+        return self.losses.get(output)
+
+    def weight_of(self, output: str) -> float:
+        """The weight of an output's loss."""
+        return self.loss_weights.get(output, 1.0)
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The chosen optimiser over the trainable parameters."""
+        return make_optimizer(self.optimizer, self.learning_rate, parameters)
+
+
+def check_compiled(
+    outputs: Sequence[ModelOutput],
+    optimizer: str | MakeOptimizer,
+    loss: str | RowLoss | Mapping[str, str | RowLoss] | None,
+    metrics: Sequence[str | RankingMetric] | None,
+    loss_weights: Mapping[str, float] | None,
+    learning_rate: float | None,
+) -> Compiled:
+    """Resolve what the user gave, so that a wrong name fails in compile and not in the first step."""
+    by_name = {output.name: output for output in outputs}
+    losses = loss if isinstance(loss, Mapping) else _for_only_output(loss, by_name)
+    for name in [*losses, *(loss_weights or {})]:
+        if name not in by_name:
+            raise ValueError(unknown("output", name, by_name))
+    for name, chosen in losses.items():
+        by_name[name].resolve_loss(chosen)
+    if isinstance(optimizer, str) and optimizer not in OPTIMIZERS:
+        raise ValueError(unknown("optimizer", optimizer, OPTIMIZERS))
+    if learning_rate is not None and not (isinstance(optimizer, str) and learning_rate > 0):
+        raise ValueError(
+            f"learning_rate={learning_rate} needs an optimizer by name and must be above 0; a function sets its own."
+        )
+    return Compiled(optimizer, learning_rate, dict(losses), dict(loss_weights or {}), resolve_metrics(metrics))
+
+
+def _for_only_output(
+    loss: str | RowLoss | None, by_name: Mapping[str, ModelOutput]
+) -> Mapping[str, str | RowLoss]:
+    if loss is None:
+        return {}
+    if len(by_name) > 1:
+        raise ValueError(f"the model has several outputs; give loss as a dict by output: {sorted(by_name)}.")
+    return {next(iter(by_name)): loss}

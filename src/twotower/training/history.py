@@ -1,0 +1,25 @@
+"""History: what fit logged, epoch by epoch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class History:
+    """The values of every epoch, by name.
+
+    Args:
+        history: name to one value for each epoch, such as {"loss": [5.2, 4.1], "val_recall_at_10": [.02, .05]}. A
+            value that an epoch did not log is nan.
+    """
+
+    history: Mapping[str, list[float]]
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs ended."""
+        return max((len(values) for values in self.history.values()), default=0)
+
+    def last(self) -> dict[str, float]:
+        """The values of the last epoch."""
+        return {name: values[-1] for name, values in self.history.items()}

@@ -1,0 +1,157 @@
+"""fit on Lightning's Trainer: the model's loss is the step, the Trainer brings everything around it."""
+
+import inspect
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from twotower.data.batch import Batch, to_device
+from twotower.data.loader import Loader
+from twotower.errors import unknown
+from twotower.training.compiled import Compiled
+from twotower.training.history import History
+
+Validate = Callable[[], Mapping[str, float]]
+BatchMetrics = Callable[[Batch], Mapping[str, float]]
+
+
+class Task(L.LightningModule):
+    """A model as Lightning sees it."""
+
+    def __init__(self, model: nn.Module, batch_metrics: BatchMetrics, train_metrics_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.batch_metrics = batch_metrics
+        self.train_metrics_steps = train_metrics_steps
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step's loss; parts and asked-for batch metrics go to the log."""
+        losses = self.model.losses(batch)  # type: ignore[operator]
+        for name, value in losses.items():
+            shown = name == "loss"
+            self.log(name, value.detach(), prog_bar=shown, on_step=shown, on_epoch=True, batch_size=1)
+        if self.train_metrics_steps and batch_idx % self.train_metrics_steps == 0:
+            self.log_dict(dict(self.batch_metrics(batch)), on_step=False, on_epoch=True, batch_size=1)
+        total: Tensor = losses["loss"]
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser that compile chose."""
+        compiled, state = self.model.compiled, self.model.optimizer_state
+        assert isinstance(compiled, Compiled)
+        optimizer = compiled.make_optimizer(self.model.parameters())
+        if state is not None:
+            optimizer.load_state_dict(state)  # type: ignore[arg-type]
+        return optimizer
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning does not know Ragged."""
+        return to_device(batch, device)
+
+
+class Validation(Callback):
+    """Evaluates after every epoch and logs val_<metric>; stands before the user's callbacks, which may monitor it."""
+
+    def __init__(self, validate: Validate) -> None:
+        self.validate = validate
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Rank the validation queries with the model as it stands."""
+        pl_module.eval()
+        with torch.no_grad():
+            values = self.validate()
+        pl_module.train()
+        for name, value in values.items():
+            pl_module.log(f"val_{name}", value, prog_bar=name.startswith(("recall", "ndcg")), batch_size=1)
+
+
+class Recorder(Callback):
+    """Collects what was logged in each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the epoch's values; a step's last value gives way to the epoch's mean."""
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.epochs.append({n: v for n, v in logged.items() if not n.endswith("_step") and f"{n}_epoch" not in logged})
+
+    def history(self) -> History:
+        """One list for each name."""
+        names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
+        by_name = {n: [epoch.get(n, math.nan) for epoch in self.epochs] for n in names}
+        return History({n.removesuffix("_epoch"): values for n, values in by_name.items()})
+
+
+def run(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    epochs: int,
+    steps_per_epoch: int | None,
+    validate: Validate | None,
+    batch_metrics: BatchMetrics,
+    train_metrics_steps: int,
+    callbacks: Sequence[Callback],
+    logger: Logger | Sequence[Logger] | bool,
+    resume_from: str | Path | None,
+    trainer_options: Mapping[str, object],
+    verbose: bool,
+) -> History:
+    """Train a model on a loader's batches."""
+    recorder = Recorder()
+    first = [Validation(validate)] if validate is not None else []
+    options: dict[str, object] = {
+        "devices": 1,
+        "max_epochs": epochs,
+        "limit_train_batches": steps_per_epoch if steps_per_epoch is not None else 1.0,
+        "callbacks": [*first, *callbacks, recorder],
+        "logger": list(logger) if isinstance(logger, Sequence) else logger,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_progress_bar": verbose,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": min(50, steps_per_epoch or len(loader)),
+    }
+    for name in trainer_options:
+        if name in ("max_epochs", "callbacks", "logger", "limit_train_batches"):
+            raise ValueError(f"trainer_options: {name!r} is set by fit's own arguments; give it there.")
+        if name not in _trainer_arguments():
+            raise ValueError(unknown("option of Lightning's Trainer", name, _trainer_arguments()))
+    with _quiet():
+        trainer = L.Trainer(**(options | dict(trainer_options)))  # type: ignore[arg-type]
+        if trainer.world_size > 1:
+            raise ValueError(f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1.")
+        task = Task(model, batch_metrics, train_metrics_steps)
+        trainer.fit(task, train_dataloaders=loader, ckpt_path=resume_from)
+        model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
+    return recorder.history()
+
+
+def _trainer_arguments() -> list[str]:
+    return [name for name in inspect.signature(L.Trainer.__init__).parameters if name != "self"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out Lightning's notes on hardware and on products, and warnings about loaders that are not PyTorch's."""
+    notes = [logging.getLogger(name) for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch")]
+    levels = [note.level for note in notes]
+    for note in notes:
+        note.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+            yield
+    finally:
+        for note, level in zip(notes, levels, strict=True):
+            note.setLevel(level)

@@ -1,0 +1,133 @@
+"""Samplers against enumeration and simulation."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+import twotower as tt
+from twotower.candidates import Candidates
+
+NOTHING = Candidates(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2))
+
+
+def draw(sampler: tt.CandidateSampler) -> tt.Draw:
+    return sampler(NOTHING, lambda ids: torch.zeros(len(ids), 2))
+
+
+def test_log_uniform_probabilities_are_merlins() -> None:
+    sampler = tt.PopularityBasedSamplerV2(max_id=9, min_id=2, max_num_samples=3, unique=False)
+    merlin = [0, 0, 0.315465, 0.184535, 0.130930, 0.101557, 0.082978, 0.070157, 0.060773, 0.053605]
+    torch.testing.assert_close(sampler.probabilities(), torch.tensor(merlin, dtype=torch.float64), atol=1e-6, rtol=0)
+    assert sampler.probabilities().sum().item() == pytest.approx(1)
+
+
+def test_draws_with_replacement_follow_the_probabilities() -> None:
+    sampler = tt.PopularityBasedSamplerV2(max_id=9, min_id=2, max_num_samples=20_000, unique=False, seed=3)
+    ids = draw(sampler).candidates.ids
+    p = sampler.probabilities()
+    share = torch.bincount(ids, minlength=10) / 20_000
+    error = (p * (1 - p) / 20_000).sqrt()
+    assert (ids >= 2).all()
+    assert share[9] > 0  # the largest id is drawn too; Merlin's sampler never draws it
+    assert ((share - p).abs() <= 4 * error).all()
+    expected = draw(sampler).log_expected_count(torch.tensor([2, 9, 1, 10]))
+    by_hand = [math.log(20_000 * math.log(2) / math.log(9)), math.log(20_000 * math.log(9 / 8) / math.log(9))]
+    assert expected.tolist() == pytest.approx([*by_hand, -math.inf, -math.inf], abs=1e-4)
+
+
+def test_distinct_draws_occur_as_often_as_enumeration_says() -> None:
+    sampler = tt.PopularityBasedSamplerV2(max_id=9, max_num_samples=3, seed=1)
+    p = sampler.probabilities().tolist()
+    included = [0.0] * 10
+    for a, b, c in itertools.permutations(range(10), 3):  # one id after another, without replacement
+        chance = p[a] * p[b] / (1 - p[a]) * p[c] / (1 - p[a] - p[b])
+        for drawn in (a, b, c):
+            included[drawn] += chance
+    assert sum(included) == pytest.approx(3)
+    runs = 4000
+    count = torch.zeros(10)
+    for _ in range(runs):
+        ids = draw(sampler).candidates.ids
+        assert len(ids.unique()) == 3
+        count[ids] += 1
+    inclusion = torch.tensor(included)
+    error = (inclusion * (1 - inclusion) / runs).sqrt()
+    assert ((count / runs - inclusion).abs() <= 4 * error).all()
+    # Merlin's formula 1 - (1 - p)^3 is far from it: its ten numbers sum to 2.57 while three ids are drawn
+    merlin = torch.tensor([1 - (1 - q) ** 3 for q in p])
+    assert merlin[0].item() == pytest.approx(0.640673, abs=1e-6)
+    assert merlin.sum().item() == pytest.approx(2.5702, abs=1e-3)
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_corrected_sum_over_the_pool_is_unbiased(unique: bool) -> None:
+    """E[sum over the pool of f_j / E_j] = sum over all items of f_j, to within four standard errors."""
+    sampler = tt.PopularityBasedSamplerV2(max_id=19, max_num_samples=6, unique=unique, seed=5)
+    f = torch.rand(20, generator=torch.Generator().manual_seed(2)).exp()
+    sums = []
+    for _ in range(4000):
+        drawn = draw(sampler)
+        ids = drawn.candidates.ids
+        sums.append((f[ids] / drawn.log_expected_count(ids).exp()).sum())
+    estimate = torch.stack(sums)
+    error = (estimate.std() / len(sums) ** 0.5).item()
+    assert abs(estimate.mean().item() - f.sum().item()) < 4 * error
+    assert error < 0.02 * f.sum().item()  # and the test can tell a bias of a few per cent
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_corrected_sum_over_a_mix_with_the_batch_is_unbiased(unique: bool) -> None:
+    """The same for in-batch + popularity, with the summed expected counts."""
+    generator = torch.Generator().manual_seed(9)
+    p = torch.rand(20, generator=generator) + 0.05
+    events = torch.multinomial(p, 5000, replacement=True, generator=generator)
+    events = torch.cat([events, torch.arange(20)])
+    in_batch, popular = (
+        tt.InBatchSamplerV2(),
+        tt.PopularityBasedSamplerV2(max_id=19, max_num_samples=4, unique=unique, seed=5),
+    )
+    in_batch.adapt(events)
+    f = torch.rand(20, generator=generator).exp()
+    sums = []
+    for _ in range(4000):
+        batch = events[torch.randint(len(events), (6,), generator=generator)]
+        positives = Candidates(batch, torch.zeros(6, 2))
+        draws = [s(positives, lambda ids: torch.zeros(len(ids), 2)) for s in (in_batch, popular)]
+        ids = torch.cat([d.candidates.ids for d in draws])
+        expected = torch.stack([d.log_expected_count(ids) for d in draws]).logsumexp(0).exp()
+        sums.append((f[ids] / expected).sum())
+    estimate = torch.stack(sums)
+    error = (estimate.std() / len(sums) ** 0.5).item()
+    assert abs(estimate.mean().item() - f.sum().item()) < 4 * error
+    assert error < 0.02 * f.sum().item()
+
+
+def test_all_ids_drawn_have_expected_count_one() -> None:
+    drawn = draw(tt.PopularityBasedSamplerV2(max_id=4, max_num_samples=5))
+    assert sorted(drawn.candidates.ids.tolist()) == [0, 1, 2, 3, 4]
+    assert drawn.log_expected_count(torch.arange(5)).tolist() == [0.0] * 5
+
+
+def test_more_distinct_ids_than_there_are_is_an_error() -> None:
+    with pytest.raises(ValueError, match="cannot draw 11 distinct ids from min_id=0 to max_id=9, which are 10"):
+        tt.PopularityBasedSamplerV2(max_id=9, max_num_samples=11)
+
+
+def test_frequencies_are_shares_of_the_counted_ids() -> None:
+    frequency = tt.CountFrequency()
+    frequency.adapt(torch.tensor([3_000_000_000, 4, 4, 4]))
+    p = frequency.log_probability(torch.tensor([4, 3_000_000_000, 5])).exp()
+    assert p.tolist() == pytest.approx([0.75, 0.25, 0.0])
+
+
+def test_sampler_state_is_in_the_state_dict() -> None:
+    one, other = (tt.PopularityBasedSamplerV2(max_id=99, max_num_samples=5, seed=s) for s in (1, 2))
+    draw(one)
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(draw(one).candidates.ids, draw(other).candidates.ids)
+    counted, empty = tt.InBatchSamplerV2(), tt.InBatchSamplerV2()
+    counted.adapt(torch.tensor([1, 1, 2]))
+    empty.load_state_dict(counted.state_dict())
+    assert empty.frequency.log_probability(torch.tensor([1])).exp().item() == pytest.approx(2 / 3)
