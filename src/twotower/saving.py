@@ -63,7 +63,7 @@ class _Describer:
             return {"same": self.names[id(part)]}
         kind = type(part).__name__
         arguments = {}
-        for name, parameter in inspect.signature(type(part)).parameters.items():
+        for name, parameter in _parameters(type(part)).items():
             if name.endswith(("initializer", "_fn")):
                 continue
             missing = object()
@@ -117,7 +117,7 @@ class _Rebuilder:
     def _part(self, text: Json) -> object:
         kind = self._class(text["class"])
         arguments = {name: self.of(value) for name, value in text["arguments"].items()}
-        parameters = inspect.signature(kind).parameters
+        parameters = _parameters(kind)
         spread = [n for n, p in parameters.items() if p.kind is p.VAR_POSITIONAL]
         if not spread:
             made = kind(**arguments)
@@ -142,6 +142,12 @@ class _Rebuilder:
                 f"load(path, custom_objects={{{name!r}: {name}}})."
             )
         return found
+
+
+def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
+    if kind.__init__ is nn.Module.__init__:  # a module without a constructor of its own takes no arguments
+        return {}
+    return inspect.signature(kind).parameters
 
 
 def write_module(module: nn.Module, folder: Path, extra: Mapping[str, Json] | None = None) -> None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as L
 import torch
@@ -27,9 +28,12 @@ BatchMetrics = Callable[[Batch], Mapping[str, float]]
 class Task(L.LightningModule):
     """A model as Lightning sees it."""
 
-    def __init__(self, model: nn.Module, batch_metrics: BatchMetrics, train_metrics_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, loader: Loader, batch_metrics: BatchMetrics, train_metrics_steps: int
+    ) -> None:
         super().__init__()
         self.model = model
+        self.loader = loader
         self.batch_metrics = batch_metrics
         self.train_metrics_steps = train_metrics_steps
 
@@ -37,8 +41,8 @@ class Task(L.LightningModule):
         """One step's loss; parts and asked-for batch metrics go to the log."""
         losses = self.model.losses(batch)  # type: ignore[operator]
         for name, value in losses.items():
-            shown = name == "loss"
-            self.log(name, value.detach(), prog_bar=shown, on_step=shown, on_epoch=True, batch_size=1)
+            self.log(name, value.detach(), on_step=False, on_epoch=True, batch_size=1, prog_bar=name == "loss")
+        self.log("step_loss", losses["loss"].detach(), on_step=True, on_epoch=False, prog_bar=True)
         if self.train_metrics_steps and batch_idx % self.train_metrics_steps == 0:
             self.log_dict(dict(self.batch_metrics(batch)), on_step=False, on_epoch=True, batch_size=1)
         total: Tensor = losses["loss"]
@@ -52,6 +56,14 @@ class Task(L.LightningModule):
         if state is not None:
             optimizer.load_state_dict(state)  # type: ignore[arg-type]
         return optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The position in the data belongs to the checkpoint."""
+        checkpoint["twotower_loader"] = self.loader.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the batch after the last one."""
+        self.loader.load_state_dict(checkpoint["twotower_loader"])
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning does not know Ragged."""
@@ -81,15 +93,14 @@ class Recorder(Callback):
         self.epochs: list[dict[str, float]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the epoch's values; a step's last value gives way to the epoch's mean."""
+        """Keep the epoch's values; the last step's loss says little beside the epoch's mean."""
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self.epochs.append({n: v for n, v in logged.items() if not n.endswith("_step") and f"{n}_epoch" not in logged})
+        self.epochs.append({name: value for name, value in logged.items() if name != "step_loss"})
 
     def history(self) -> History:
         """One list for each name."""
         names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
-        by_name = {n: [epoch.get(n, math.nan) for epoch in self.epochs] for n in names}
-        return History({n.removesuffix("_epoch"): values for n, values in by_name.items()})
+        return History({name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names})
 
 
 def run(
@@ -131,7 +142,7 @@ def run(
         trainer = L.Trainer(**(options | dict(trainer_options)))  # type: ignore[arg-type]
         if trainer.world_size > 1:
             raise ValueError(f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1.")
-        task = Task(model, batch_metrics, train_metrics_steps)
+        task = Task(model, loader, batch_metrics, train_metrics_steps)
         trainer.fit(task, train_dataloaders=loader, ckpt_path=resume_from)
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
     return recorder.history()
