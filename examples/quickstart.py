@@ -50,8 +50,8 @@ def main() -> None:
 
     say("Training two towers (history + time | id + title + genres + year) on corrected in-batch softmax")
     model = two_towers(preprocessor.schema)
-    model.compile(optimizer="adam", learning_rate=0.003, metrics=METRICS)
-    model.fit(train, epochs=3, batch_size=1024, catalog=films)
+    model.compile(optimizer="adam", learning_rate=0.002, metrics=METRICS)
+    model.fit(train, epochs=4, batch_size=1024, catalog=films)
 
     say("Ranking all films for every test user, films rated before left out")
     results = compare(model, train, test, films)
@@ -105,7 +105,7 @@ def show(retriever: tt.Retriever, movies: pl.DataFrame, latest: pl.DataFrame) ->
         say(f"User {query['user_id']} rated: " + "; ".join(title[film] for film in query["history"][-5:]))
         found = retriever.recommend([query], k=8, exclude=[query["history"]])
         table(found.select("rank", pl.col("score").round(3), "title", pl.col("genres").list.join(", ")))
-    for wanted in ("Monsters University (2013)", "World War Z (2013)"):
+    for wanted in ("The Matrix (1999)", "Finding Nemo (2003)"):
         film = movies.filter(pl.col("title") == wanted)["item_id"].to_list()
         say(f"Films like {wanted}")
         found = retriever.similar(film, k=5)

@@ -57,6 +57,9 @@ class Encoder(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """The tower's columns of the batch, among others it may hold, to (B, D)."""
+        return self._run(batch)
+
+    def _run(self, batch: Batch) -> Tensor:
         hidden = self.inputs(self.pre(batch) if self.pre is not None else batch)
         for block in self.blocks:
             hidden = block(hidden)
@@ -194,7 +197,7 @@ def index_column(schema: Schema, index: str | Tags) -> str:
 
 def _output_width(encoder: Encoder) -> int:
     with evaluating(encoder):
-        vectors = encoder(example_batch(encoder.schema))
+        vectors = encoder._run(example_batch(encoder.schema))
     if isinstance(vectors, Ragged) or vectors.ndim != 2:
         shape = "lists" if isinstance(vectors, Ragged) else tuple(vectors.shape)
         raise ValueError(f"an Encoder must end in one vector a row, (B, D), but its blocks give {shape} for 2 rows.")

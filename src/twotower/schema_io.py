@@ -41,7 +41,7 @@ MESSAGES: dict[str, list[tuple[str, Any, bool]]] = {
 }
 FEATURE_TYPES = ("TYPE_UNKNOWN", "BYTES", "INT", "FLOAT", "STRUCT")
 # what the file says in fields of its own, and so not among the other properties
-OWN_KEYS = ("is_list", "is_ragged", "dtype_item_size", "_dims", "_dtype")
+OWN_KEYS = ("is_list", "is_ragged", "dtype_item_size", "_dims", "_dtype", "_domain_name")
 
 
 def schema_to_pbtxt(schema: Schema) -> str:
@@ -180,6 +180,9 @@ def _metadata(column: ColumnSchema) -> dict[str, Any]:
         own["dtype_item_size"] = float(digits)
     if column.dtype is not None and (not digits or column.dtype.startswith("u")):
         own["_dtype"] = column.dtype
+    # a domain without a name is written with the column's; this tells it from one that has that very name
+    if (column.properties.get("domain") or {}).get("name") == column.name:
+        own["_domain_name"] = column.name
     if column.dims is not None:
         own["_dims"] = [[low, high] for low, high in column.dims]
     return own | left
@@ -199,7 +202,8 @@ def _from_feature(feature: Any, json_metadata: list[Mapping[str, Any]] | None) -
     tags: list[str] = list(feature.annotation.tag)
     if feature.HasField(domain_name):
         domain = getattr(feature, domain_name)
-        named = {"name": domain.name} if domain.name and domain.name != feature.name else {}
+        own_name = "_domain_name" in metadata or domain.name != feature.name
+        named = {"name": domain.name} if domain.name and own_name else {}
         properties["domain"] = {"min": domain.min, "max": domain.max, **named}
         if domain_name == "int_domain" and domain.is_categorical and Tags.CATEGORICAL.value not in tags:
             tags.append(Tags.CATEGORICAL.value)

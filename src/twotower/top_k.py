@@ -1,9 +1,12 @@
 """TopKEncoder: the query tower and an index, from a batch to the ids of the best candidates."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -11,10 +14,12 @@ from torch import Tensor, nn
 from twotower.candidates import TopK
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Dataset, PathLike
 from twotower.encoder import Tower, embed
 from twotower.errors import choose, explain_options
+from twotower.files import folder_written_aside
 from twotower.indexes.exact import ExactIndex
+from twotower.saving import read_json, read_weights, rebuild, write_module
 
 STRATEGIES: dict[str, type[ExactIndex]] = {"brute-force-topk": ExactIndex}
 Identifiers = Tensor | np.ndarray | Sequence[int] | Sequence[str]
@@ -42,8 +47,8 @@ class TopKEncoder(nn.Module):
         self,
         query_encoder: Tower,
         candidates: Tensor | Dataset | None = None,
-        *,
         identifiers: Identifiers | None = None,
+        *,
         topk_layer: str = "brute-force-topk",
         k: int = 10,
     ) -> None:
@@ -117,6 +122,27 @@ class TopKEncoder(nn.Module):
             ids = top.ids[:, number]
             table = table.append_column(f"id_{number}", from_tensor(ids) if isinstance(ids, Tensor) else pa.array(ids))
         return Dataset(table)
+
+
+    def save(self, path: PathLike) -> None:
+        """Write a folder with the query tower, the candidates and their ids; whole or not at all, without pickle."""
+        if self.index is None:
+            raise ValueError("the TopKEncoder has no candidates to save: call index_candidates first.")
+        with folder_written_aside(path) as folder:
+            write_module(self.query_encoder, folder, {"topk_layer": self.topk_layer, "k": self.k})
+            safetensors.torch.save_file({"vectors": self.index.vectors.cpu()}, folder / "candidates.safetensors")
+            pq.write_table(pa.table({"id": self.identifiers}), folder / "ids.parquet")
+
+    @classmethod
+    def load(cls, path: PathLike, custom_objects: Mapping[str, type] | None = None) -> "TopKEncoder":
+        """Read what `save` wrote."""
+        folder = Path(path)
+        text = read_json(folder)
+        encoder: Tower = rebuild(text["module"], custom_objects)
+        read_weights(encoder, folder)
+        vectors = safetensors.torch.load_file(folder / "candidates.safetensors")["vectors"]
+        ids = pq.read_table(folder / "ids.parquet")["id"].to_pylist()
+        return cls(encoder, vectors, ids, topk_layer=text["topk_layer"], k=text["k"]).eval()
 
 
 def _vectors_and_ids(candidates: Tensor | Dataset, identifiers: Identifiers | None) -> tuple[Tensor, pa.Array]:

@@ -118,7 +118,7 @@ def run(
     trainer_options: Mapping[str, object],
     verbose: bool,
 ) -> History:
-    """Train a model on a loader's batches."""
+    """Train a model on a loader's batches, and leave it in evaluation mode, ready to predict."""
     recorder = Recorder()
     first = [Validation(validate)] if validate is not None else []
     options: dict[str, object] = {
@@ -143,8 +143,10 @@ def run(
         if trainer.world_size > 1:
             raise ValueError(f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1.")
         task = Task(model, loader, batch_metrics, train_metrics_steps)
+        model.train()  # a loaded model comes in evaluation mode
         trainer.fit(task, train_dataloaders=loader, ckpt_path=resume_from)
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
+    model.eval()
     return recorder.history()
 
 

@@ -1,0 +1,165 @@
+"""Tables in, batches out: nothing wrapped, dropped or reordered that should not be."""
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import twotower as tt
+from tests.worlds import clubs, id_column
+from twotower import Tags
+
+BIG = 3_000_000_000
+COLUMNS = {"id": [BIG, 1, 2], "tags": [[1], [], [2, 3]], "x": [0.5, 1.5, 2.5], "name": ["a", "b", "c"]}
+
+
+def test_every_source_gives_the_same_table(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    frame = pl.DataFrame(COLUMNS)
+    frame.write_parquet(tmp_path / "a.parquet")
+    sources = [
+        COLUMNS, frame, frame.to_arrow(), pd.DataFrame(COLUMNS), tmp_path / "a.parquet", str(tmp_path), str(tmp_path / "*.parquet"),
+        [tmp_path / "a.parquet"], tt.Dataset(COLUMNS),
+    ]  # fmt: skip
+    for source in sources:
+        data = tt.Dataset(source)
+        assert data.to_polars().to_dict(as_series=False) == COLUMNS
+        assert data.num_rows == 3
+        assert data.to_pandas()["id"].tolist() == COLUMNS["id"]
+
+
+def test_ids_stay_int64() -> None:
+    batch = tt.Dataset(COLUMNS).batch(tt.Schema(["id", "tags", "x"]))
+    assert batch["id"].tolist() == [BIG, 1, 2]
+    assert batch["tags"].to_lists() == [[1], [], [2, 3]]
+    assert batch["x"].dtype == torch.float32
+    with pytest.raises(ValueError, match="column 'u' is uint64 and holds 18446744073709551615, more than int64"):
+        tt.Dataset(pa.table({"u": pa.array([2**64 - 1], pa.uint64())})).batch()
+
+
+def test_wrong_columns_are_named() -> None:
+    with pytest.raises(ValueError, match="column 'name' is (large_)?string.*but towers read integers and floats.*Preprocessor"):
+        tt.Dataset(COLUMNS).batch(tt.Schema(["name"]))
+    with pytest.raises(ValueError, match="the schema names a column that the data lacks. unknown column 'ids'.*Did you mean 'id'"):
+        tt.Dataset(COLUMNS, tt.Schema(["ids"]))
+    with pytest.raises(ValueError, match="column 'x' has 1 nulls in 2 rows"):
+        tt.Dataset({"x": [1.0, None]}).batch()
+    with pytest.raises(ValueError, match="column 'x' has lists with 1 nulls inside"):
+        tt.Dataset({"x": [[1, None], [2]]}).batch()
+    domain = tt.Schema([id_column("id", Tags.ITEM_ID, 5)])
+    with pytest.raises(ValueError, match="column 'id' holds ids from 1 to 3000000000, but its domain is 0 to 5"):
+        tt.Dataset(COLUMNS, domain).batch()
+    with pytest.raises(ValueError, match="unknown column 'y'"):
+        tt.Dataset(COLUMNS).select(["y"])
+
+
+def test_wrong_sources_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="no Parquet file at .*nothing.parquet"):
+        tt.Dataset(tmp_path / "nothing.parquet")
+    with pytest.raises(ValueError, match="cannot read a int as a table"):
+        tt.Dataset(7)  # type: ignore[arg-type]
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"b": [1]}), tmp_path / "2.parquet")
+    with pytest.raises(ValueError, match=r"2\.parquet has other columns than .*1\.parquet"):
+        tt.Dataset(tmp_path)
+
+
+def test_parquet_keeps_the_schema_beside_the_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    data = clubs(rows=50)
+    data.to_parquet(tmp_path / "train")
+    again = tt.Dataset(tmp_path / "train")
+    assert again.schema == data.schema
+    assert again.table.equals(data.table)
+    assert [p.name for p in (tmp_path / "train").iterdir() if p.name.startswith(".part")] == []
+
+
+def test_unique_rows_by_features() -> None:
+    schema = tt.Schema(
+        [
+            id_column("user_id", Tags.USER_ID, 9),
+            tt.ColumnSchema("age", tags=[Tags.USER], dtype="int64"),
+            id_column("item_id", Tags.ITEM_ID, 9),
+        ]
+    )
+    data = tt.Dataset({"user_id": [1, 1, 2, 3, 4, 3], "age": [10, 11, 20, 30, 40, 31], "item_id": [0] * 6}, schema)
+    unique = tt.unique_rows_by_features(data, Tags.USER, Tags.USER_ID)
+    assert unique.table.to_pydict() == {"user_id": [1, 2, 3, 4], "age": [10, 20, 30, 40]}
+    assert unique.schema.column_names == ["user_id", "age"]
+    with pytest.raises(ValueError, match="expected one column tagged"):
+        tt.unique_rows_by_features(data, Tags.SESSION)
+
+
+def test_sample_batch() -> None:
+    data = tt.Dataset({"x": list(range(10))})
+    assert tt.sample_batch(data, 3)["x"].tolist() == [0, 1, 2]
+    shuffled = tt.sample_batch(data, 10, shuffle=True, seed=1)["x"].tolist()
+    assert shuffled != list(range(10))
+    assert sorted(shuffled) == list(range(10))
+
+
+def test_an_epoch_is_every_row_once_in_a_new_order() -> None:
+    data = tt.Dataset({"x": list(range(10)), "l": [[i] * (i % 3) for i in range(10)]})
+    loader = tt.Loader(data, batch_size=4, seed=3)
+    assert len(loader) == 3
+    epochs = []
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch["x"]) for batch in batches] == [4, 4, 2]
+        rows = [x for batch in batches for x in batch["x"].tolist()]
+        assert [r for batch in batches for r in batch["l"].to_lists()] == [[x] * (x % 3) for x in rows]
+        assert sorted(rows) == list(range(10))
+        epochs.append(rows)
+    assert epochs[0] != epochs[1]
+    again = tt.Loader(data, batch_size=4, seed=3)
+    assert [x for batch in again for x in batch["x"].tolist()] == epochs[0]
+    assert [len(b["x"]) for b in tt.Loader(data, batch_size=4, drop_last=True)] == [4, 4]
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4, 7])
+def test_resume_at_any_batch(after: int) -> None:
+    data = tt.Dataset({"x": list(range(11))})
+
+    def batches(loader: tt.Loader, number: int) -> list[list[int]]:
+        out: list[list[int]] = []
+        while len(out) < number:
+            for batch in loader:
+                out.append(batch["x"].tolist())
+                if len(out) == number:
+                    break
+        return out
+
+    whole = batches(tt.Loader(data, batch_size=4, seed=5), 12)
+    first = tt.Loader(data, batch_size=4, seed=5)
+    batches(first, after)
+    second = tt.Loader(data, batch_size=4)
+    second.load_state_dict(first.state_dict())
+    assert batches(second, 12 - after) == whole[after:]
+
+
+def test_loader_errors() -> None:
+    data = tt.Dataset({"x": [1, 2]})
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        tt.Loader(data, 0)
+    with pytest.raises(ValueError, match="no batch of 3 rows can be made from 2 rows with drop_last=True"):
+        tt.Loader(data, 3, drop_last=True)
+    with pytest.raises(TypeError, match="Loader: unknown option 'suffle'.*Did you mean 'shuffle'"):
+        tt.Loader(data, 2, suffle=True)  # type: ignore[call-arg]
+    loader = tt.Loader(data, 1)
+    with pytest.raises(ValueError, match="taken over 3 rows, this dataset has 2"):
+        loader.load_state_dict({"seed": 0, "epoch": 0, "batches_done": 0, "rows": 3})
+
+
+def test_catalog() -> None:
+    data = clubs(rows=2000)
+    catalog = tt.Catalog.from_dataset(data, "item_id", data.schema.select_by_tag(Tags.ITEM))
+    assert torch.equal(catalog.ids, catalog.ids.unique())
+    found = catalog.lookup(torch.tensor([7, 3, 7]))
+    assert found["item_club"].tolist() == [7 % 4, 3 % 4, 7 % 4]
+    with pytest.raises(ValueError, match=r"1 of the sampled ids have no row in the catalogue of 40 candidates, such as \[99\]"):
+        catalog.lookup(torch.tensor([3, 99]))
+    changing = tt.Dataset(data.to_polars().with_columns(item_club=pl.lit(0)).vstack(data.to_polars().with_columns(item_club=pl.lit(1))),
+                          data.schema)  # fmt: skip
+    with pytest.warns(UserWarning, match="40 rows give an id of 'item_id' other features"):
+        kept = tt.Catalog.from_dataset(changing, "item_id", data.schema.select_by_tag(Tags.ITEM))
+    assert kept.features["item_club"].unique().tolist() == [0]

@@ -1,0 +1,149 @@
+"""Raw values to ids and back, by hand."""
+
+import datetime
+
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import twotower as tt
+from twotower import Categorical, Numeric, Tags, Text
+
+EVENTS = {
+    "user": ["u9", "u2", "u9", "u9", "u2", "u5"],
+    "item": [30, 10, 30, 20, 10, 30],
+    "seen": [[], [30, 30], [10], None, [20], []],
+    "note": ["Good, good!", "bad", None, "A good film", "bad", ""],
+    "price": [1.0, 2.0, 3.0, 4.0, 5.0, 9.0],
+}
+
+
+def fitted() -> tt.Preprocessor:
+    return tt.Preprocessor(
+        {
+            "user": Categorical((Tags.USER_ID,), min_count=2),
+            "item": Categorical((Tags.ITEM_ID,)),
+            "seen": Categorical((Tags.USER,), share="item"),
+            "note": Text((Tags.ITEM,), min_count=2),
+            "price": Numeric((Tags.ITEM,)),
+        }
+    ).fit(EVENTS)
+
+
+def test_ids_by_falling_frequency() -> None:
+    rows = fitted().transform(EVENTS).table.to_pydict()
+    # u9 three times, u2 twice, u5 once and so unknown
+    assert rows["user"] == [2, 3, 2, 2, 3, 1]
+    # with the lists: 30 five times, 10 three, 20 twice
+    assert rows["item"] == [2, 3, 2, 4, 3, 2]
+    assert rows["seen"] == [[], [2, 2], [3], [], [4], []]
+    # good three times, bad twice; "a" and "film" once each
+    assert rows["note"] == [[2, 2], [3], [], [1, 2, 1], [3], []]
+    # mean 4, deviation sqrt((9 + 4 + 1 + 0 + 1 + 25) / 6)
+    deviation = (40 / 6) ** 0.5
+    assert rows["price"] == pytest.approx([(p - 4) / deviation for p in EVENTS["price"]], abs=1e-6)
+
+
+def test_ties_go_by_value() -> None:
+    made = tt.Preprocessor({"x": Categorical()}).fit({"x": ["b", "a", "c", "c"]})
+    assert made.transform({"x": ["c", "a", "b"]}).table.to_pydict() == {"x": [2, 3, 4]}
+
+
+def test_null_and_unknown() -> None:
+    made = tt.Preprocessor({"x": Categorical()}).fit({"x": ["a", "b", "b", None]})
+    assert made.transform({"x": [None, "zzz", "b", "a"]}).table.to_pydict() == {"x": [0, 1, 2, 3]}
+    assert made.schema["x"].cardinality == 4
+    lists = tt.Preprocessor({"x": Categorical()}).fit({"x": [[1, 1], [2]]})
+    assert lists.transform({"x": [[2, None, 7], None]}).table.to_pydict() == {"x": [[3, 0, 1], []]}
+
+
+def test_schema_says_how_to_read_the_columns() -> None:
+    schema = fitted().schema
+    assert Tags.ITEM_ID in schema["item"].tags
+    assert Tags.CATEGORICAL in schema["item"].tags
+    assert schema["seen"].int_domain == schema["item"].int_domain == tt.Domain(0, 4, "item")
+    assert schema["seen"].is_ragged
+    assert schema["note"].is_ragged
+    assert Tags.CONTINUOUS in schema["price"].tags
+    target = tt.Preprocessor({"like": Numeric((Tags.BINARY_CLASSIFICATION,), scale=None)}).fit({"like": [0, 1]})
+    assert target.transform({"like": [1, 0]}).table.to_pydict() == {"like": [1.0, 0.0]}
+    assert Tags.CONTINUOUS not in target.schema["like"].tags
+
+
+def test_several_tables_teach_one_vocabulary() -> None:
+    made = tt.Preprocessor({"item": Categorical(), "user": Categorical()}).fit(
+        {"item": [7, 7], "user": [1, 2]}, {"item": [9, 7]}
+    )
+    assert made.transform({"item": [9, 7]}).table.to_pydict() == {"item": [3, 2]}
+
+
+def test_big_and_string_ids_come_back() -> None:
+    big = tt.Preprocessor({"id": Categorical()}).fit({"id": [3_000_000_000, 3_000_000_000, -5]})
+    assert big.inverse("id", big.transform({"id": [-5, 3_000_000_000]}).table["id"].to_pylist()) == [-5, 3_000_000_000]
+    made = fitted()
+    assert made.inverse("user", made.transform(EVENTS).batch()["user"]) == ["u9", "u2", "u9", "u9", "u2", None]
+    assert made.inverse("seen", [2, 3, 0]) == [30, 10, None]
+    with pytest.raises(ValueError, match="ids of 'user' go from 0 to 3, got 0 to 9"):
+        made.inverse("user", [0, 9])
+    with pytest.raises(ValueError, match="column 'price' has no vocabulary"):
+        made.inverse("price", [1])
+
+
+def test_the_same_codes_from_every_kind_of_table() -> None:
+    made = fitted()
+    expected = made.transform(EVENTS).table.to_pydict()
+    for table in (pl.DataFrame(EVENTS), pa.table(EVENTS), pl.DataFrame(EVENTS).with_columns(pl.col("item").cast(pl.Int16))):
+        assert made.transform(table).table.to_pydict() == expected
+    plain = pd.DataFrame({"user": EVENTS["user"], "item": EVENTS["item"]})
+    assert made.transform(plain).table.to_pydict() == {name: expected[name] for name in plain}
+
+
+def test_other_columns_pass_through_unread() -> None:
+    data = fitted().transform({"item": [10], "raw": ["kept"]})
+    assert data.table.to_pydict() == {"item": [3], "raw": ["kept"]}
+    assert data.schema.column_names == ["item"]
+    assert list(data.batch()) == ["item"]
+
+
+def test_save_and_load(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = fitted()
+    made.save(tmp_path / "p")
+    again = tt.Preprocessor.load(tmp_path / "p")
+    assert again.transform(EVENTS).table.equals(made.transform(EVENTS).table)
+    assert again.schema == made.schema
+    assert again.inverse("item", [4]) == [20]
+    made.save(tmp_path / "p")  # again over the old one
+    assert {p.suffix for p in (tmp_path / "p").iterdir()} == {".json", ".parquet"}
+    with pytest.raises(ValueError, match="no preprocessor at"):
+        tt.Preprocessor.load(tmp_path)
+
+
+def test_errors_name_the_column() -> None:
+    with pytest.raises(ValueError, match="learnt nothing yet: call fit"):
+        tt.Preprocessor({"x": Categorical()}).transform({"x": [1]})
+    with pytest.raises(ValueError, match="a declared column is in none of the tables. unknown column 'usr'.*Did you mean 'user'"):
+        tt.Preprocessor({"usr": Categorical()}).fit(EVENTS)
+    with pytest.raises(ValueError, match="'x' cannot share a vocabulary. unknown column 'y'"):
+        tt.Preprocessor({"x": Categorical(share="y"), "z": Categorical()})
+    with pytest.raises(ValueError, match="column 'price' is declared Categorical, but holds Float64"):
+        tt.Preprocessor({"price": Categorical()}).fit(EVENTS)
+    with pytest.raises(ValueError, match="column 'user' is declared Numeric, but holds String"):
+        tt.Preprocessor({"user": Numeric()}).fit(EVENTS)
+    with pytest.raises(ValueError, match="column 'item' is declared Text, but holds Int64"):
+        tt.Preprocessor({"item": Text()}).fit(EVENTS)
+    made = fitted()
+    with pytest.raises(ValueError, match="column 'item' holds String, but its vocabulary was learnt from Int64"):
+        made.transform({"item": ["30"]})
+    with pytest.raises(ValueError, match="column 'item' was learnt from one value a row, but now holds List"):
+        made.transform({"item": [[30]]})
+    with pytest.raises(ValueError, match="column 'price' has 2 missing numbers in 3 rows"):
+        made.transform({"price": [1.0, None, float("nan")]})
+    with pytest.raises(ValueError, match="has none of the columns"):
+        made.transform({"other": [1]})
+    with pytest.raises(ValueError, match="would mix Int64 and String"):
+        tt.Preprocessor({"a": Categorical(), "b": Categorical(share="a")}).fit({"a": [1], "b": ["x"]})
+    with pytest.raises(ValueError, match="declared Categorical, but holds Date"):
+        tt.Preprocessor({"a": Categorical()}).fit({"a": [datetime.date(2026, 1, 1)]})
+    with pytest.raises(ValueError, match="unknown scale 'minmax'"):
+        Numeric(scale="minmax")

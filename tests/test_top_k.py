@@ -1,0 +1,108 @@
+"""TopKEncoder against matmul + sort; ids come back as themselves."""
+
+import numpy as np
+import pytest
+import torch
+
+import twotower as tt
+from tests.worlds import clubs, id_column, towers
+from twotower import Tags
+
+USER = tt.Schema([id_column("user_id", Tags.USER_ID, 99)])
+USERS = tt.Dataset({"user_id": list(range(100))}, USER)
+
+
+def tower(width: int = 8) -> tt.Encoder:
+    torch.manual_seed(0)
+    return tt.Encoder(USER, tt.MLPBlock([width], no_activation_last_layer=True))
+
+
+def test_it_is_matmul_and_sort() -> None:
+    encoder, vectors = tower(), torch.randn(1000, 8)
+    top = tt.TopKEncoder(encoder, vectors, k=5)
+    found = top.predict(USERS, batch_size=32)
+    assert found.scores.shape == found.ids.shape == (100, 5)
+    with torch.no_grad():
+        scores = encoder.eval()(USERS.batch()) @ vectors.T
+    expected = scores.sort(dim=1, descending=True)
+    assert torch.equal(found.ids, expected.indices[:, :5])
+    torch.testing.assert_close(found.scores, expected.values[:, :5])
+    small_tiles = tt.ExactIndex(vectors, tile=7).search(encoder(USERS.batch()), 5)
+    assert torch.equal(small_tiles[1], found.ids)
+
+
+def test_k_by_call() -> None:
+    top = tt.TopKEncoder(tower(), torch.randn(50, 8), k=5)
+    batch = USERS.batch()
+    assert top(batch).ids.shape == (100, 5)
+    assert top(batch, k=20).ids.shape == (100, 20)
+    assert top.predict(USERS, k=30).ids.shape == (100, 30)
+    with pytest.raises(ValueError, match="k must be from 1 to the number of candidates, 50; got 51"):
+        top(batch, k=51)
+
+
+def test_big_ids_and_string_ids_come_back() -> None:
+    vectors = torch.randn(3, 8)
+    big = tt.TopKEncoder(tower(), vectors, identifiers=[3_000_000_000, 7, 2**40], k=3)
+    assert set(big(USERS.batch()).ids[0].tolist()) == {3_000_000_000, 7, 2**40}
+    named = tt.TopKEncoder(tower(), vectors, identifiers=["a", "b", "c"], k=3)
+    found = named.predict(USERS)
+    assert isinstance(found.ids, np.ndarray)
+    assert set(found.ids[0]) == {"a", "b", "c"}
+    frame = named.batch_predict(USERS, k=2, columns=["user_id"])
+    assert frame.column_names == ["user_id", "score_0", "score_1", "id_0", "id_1"]
+    assert frame.to_polars()["id_0"].to_list() == found.ids[:, 0].tolist()
+
+
+def test_candidates_can_be_replaced() -> None:
+    top = tt.TopKEncoder(tower(), torch.randn(10, 8), k=1)
+    target = torch.zeros(4, 8)
+    with torch.no_grad():
+        target[2] = top.query_encoder.eval()(USERS.batch())[0] * 100
+    top.index_candidates(target, [10, 11, 12, 13])
+    assert top(USERS.batch()).ids[0].tolist() == [12]
+
+
+def test_errors() -> None:
+    encoder = tower()
+    with pytest.raises(ValueError, match="no candidates yet"):
+        tt.TopKEncoder(encoder)(USERS.batch())
+    with pytest.raises(ValueError, match=r"candidates must be \(N, 8\) like the query tower's vectors, got \(10, 9\)"):
+        tt.TopKEncoder(encoder, torch.randn(10, 9))
+    with pytest.raises(ValueError, match=r"must be \(N, 8\).*got \(10,\)"):
+        tt.TopKEncoder(encoder, torch.randn(10))
+    with pytest.raises(ValueError, match="10 candidate vectors came with 9 ids"):
+        tt.TopKEncoder(encoder, torch.randn(10, 8), identifiers=list(range(9)))
+    with pytest.raises(ValueError, match="must be unique: 1 of 3 repeat"):
+        tt.TopKEncoder(encoder, torch.randn(3, 8), identifiers=[1, 2, 1])
+    with pytest.raises(ValueError, match="unknown topk_layer 'hnsw': choose from 'brute-force-topk'"):
+        tt.TopKEncoder(encoder, topk_layer="hnsw")
+    with pytest.raises(ValueError, match="must be integers or strings, got double"):
+        tt.TopKEncoder(encoder, torch.randn(2, 8), identifiers=[0.5, 1.5])  # type: ignore[list-item]
+
+
+def test_from_a_model() -> None:
+    train = clubs(rows=1000)
+    model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
+    top = model.to_top_k_encoder(k=7)
+    users = tt.unique_rows_by_features(train, Tags.USER)
+    items = tt.unique_rows_by_features(train, Tags.ITEM)
+    again = model.to_top_k_encoder(items, k=7)
+    assert torch.equal(top.predict(users).ids, again.predict(users).ids)
+    with pytest.raises(ValueError, match="must be unique"):
+        model.to_top_k_encoder(train)
+    # ids that no tower reads: raw ones from another column
+    raw = tt.Dataset(items.table.append_column("raw", items.table["item_id"].cast("string")), items.schema)
+    named = model.to_top_k_encoder(raw, candidate_id="raw", k=2)
+    assert named.predict(users).ids[0].tolist() == [str(i) for i in top.predict(users).ids[0, :2].tolist()]
+
+
+def test_save_and_load(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for identifiers in ([3_000_000_000, 1, 2], ["x", "y", "z"]):
+        top = tt.TopKEncoder(tower(), torch.randn(3, 8), identifiers=identifiers, k=2)
+        top.save(tmp_path / "top")
+        again = tt.TopKEncoder.load(tmp_path / "top")
+        assert again.k == 2
+        one, other = top.predict(USERS), again.predict(USERS)
+        torch.testing.assert_close(one.scores, other.scores)
+        assert np.array_equal(one.ids, other.ids)
