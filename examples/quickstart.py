@@ -25,7 +25,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", message=".* positives were seen before")  # re-rated films, left out as it says
     data = tt.load_movietweetings()
     past, future = tt.split_by_time(data.ratings, time="timestamp", test_fraction=0.1)
-    say(f"{len(data.ratings):,} ratings of {len(data.movies):,} films: train on the first {len(past):,}, test on the rest")
+    say(
+        f"{len(data.ratings):,} ratings of {len(data.movies):,} films: train on the first {len(past):,}, test on the rest"
+    )
 
     # the query: the films rated before, and when it is asked. Testing asks at the end of the training period.
     now = past["timestamp"].max()
@@ -44,7 +46,8 @@ def main() -> None:
         }
     ).fit(train_events, data.movies)
     train, test = (
-        preprocessor.transform(events.join(data.movies, on="item_id", how="left")) for events in (train_events, test_events)
+        preprocessor.transform(events.join(data.movies, on="item_id", how="left"))
+        for events in (train_events, test_events)
     )
     films = preprocessor.transform(data.movies)
 
@@ -57,7 +60,9 @@ def main() -> None:
     results = compare(model, train, test, films)
     table(results.with_columns(pl.col(METRICS).round(4)))
     model_recall, popular_recall = results["recall_at_20"][0], results["recall_at_20"][1]
-    print(f"Recall@20 is {model_recall / popular_recall:.2f} times that of popularity ({model_recall:.3f}, {popular_recall:.3f}).")
+    print(
+        f"Recall@20 is {model_recall / popular_recall:.2f} times that of popularity ({model_recall:.3f}, {popular_recall:.3f})."
+    )
 
     tt.Retriever(model, preprocessor, data.movies).save(BUNDLE)
     show(tt.Retriever.load(BUNDLE), data.movies, latest)
@@ -65,7 +70,9 @@ def main() -> None:
     say(f"Done in {time.perf_counter() - start:.0f} seconds. The trained retriever is in {BUNDLE}. From here:")
     print(f'  retriever = twotower.Retriever.load("{BUNDLE}")')
     print('  retriever.recommend([{"history": ["1375666", "0816692"], "asked_at": 1378000000}], k=10)')
-    print("  examples/quickstart.py is the code behind it; docs/tutorial.md takes it apart and puts in your own tables.")
+    print(
+        "  examples/quickstart.py is the code behind it; docs/tutorial.md takes it apart and puts in your own tables."
+    )
 
 
 def two_towers(schema: tt.Schema) -> tt.RetrievalModelV2:
@@ -118,7 +125,11 @@ def say(text: str) -> None:
 
 def table(frame: pl.DataFrame) -> None:
     with pl.Config(
-        tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True, tbl_rows=-1, tbl_width_chars=120, fmt_str_lengths=60
+        tbl_hide_column_data_types=True,
+        tbl_hide_dataframe_shape=True,
+        tbl_rows=-1,
+        tbl_width_chars=120,
+        fmt_str_lengths=60,
     ):
         print(frame)
 

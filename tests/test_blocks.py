@@ -71,7 +71,10 @@ def test_table_forms_and_options() -> None:
 def test_table_errors() -> None:
     with pytest.raises(ValueError, match="needs at least one column"):
         tt.EmbeddingTable(2)
-    with pytest.raises(ValueError, match=r"one domain name and one number of ids, got 'a' \(domain 'd', 6 ids\), 'b' \(domain 'd', 8 ids\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"one domain name and one number of ids, got 'a' \(domain 'd', 6 ids\), 'b' \(domain 'd', 8 ids\)",
+    ):
         tt.EmbeddingTable(2, column("a", 5, "d"), column("b", 7, "d"))
     with pytest.raises(ValueError, match=r"needs weights of shape \(6, 2\), got \(2, 6\)"):
         tt.EmbeddingTable(2, column("x"), embeddings_initializer=WEIGHTS.T)
@@ -128,7 +131,9 @@ def test_mlp_is_dense_activation_and_so_on() -> None:
 
 
 def test_mlp_options() -> None:
-    kinds = [type(m).__name__ for m in tt.MLPBlock([4, 4], ["selu", "tanh"], dropout=0.1, normalization="layer_norm").layers]
+    kinds = [
+        type(m).__name__ for m in tt.MLPBlock([4, 4], ["selu", "tanh"], dropout=0.1, normalization="layer_norm").layers
+    ]
     assert kinds == ["LazyDense", "SELU", "AlphaDropout", "LayerNorm", "LazyDense", "Tanh", "Dropout", "LayerNorm"]
     own = tt.MLPBlock([4, 4], normalization=nn.LayerNorm(4))
     norms = [m for m in own.layers if isinstance(m, nn.LayerNorm)]
@@ -166,7 +171,12 @@ def test_input_block_joins_columns_by_name() -> None:
         ]
     )
     block = tt.InputBlockV2(schema, categorical=tt.Embeddings(schema[["b"]], dim=2))
-    batch = {"a": torch.tensor([7.0, 8]), "b": torch.tensor([1, 2]), "c": torch.ones(2, 3), "click": torch.tensor([1, 0])}
+    batch = {
+        "a": torch.tensor([7.0, 8]),
+        "b": torch.tensor([1, 2]),
+        "c": torch.ones(2, 3),
+        "click": torch.tensor([1, 0]),
+    }
     out = block(batch)
     expected = torch.cat([batch["a"][:, None], block.categorical.table("b").weight[[1, 2]], batch["c"]], 1)
     torch.testing.assert_close(out, expected)

@@ -68,7 +68,7 @@ def test_positives_seen_before_are_left_out_with_a_word() -> None:
     assert task.positives.to_lists() == [[1]]
     best_is_seen = evaluate_ranking(lambda rows: torch.tensor([[9.0, 5.0, 1.0]]), task, [tt.RecallAt(1)])
     assert best_is_seen["recall_at_1"].tolist() == [1.0]
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no positive to evaluate"):
+    with pytest.warns(UserWarning, match="seen before"), pytest.raises(ValueError, match="no positive to evaluate"):
         ranking_task(past, query=["user"], candidate="item", candidates=torch.tensor([3, 4]), seen=past)
 
 
@@ -132,7 +132,9 @@ def test_in_batch_metrics_by_hand() -> None:
 
 def test_popularity_counts_and_knn_finds_neighbours() -> None:
     # users 1-3 watch 10 and 11 together, users 4-5 watch 20 and 21; user 6 has only 20
-    train = tt.Dataset({"user": [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], "item": [10, 11, 10, 11, 10, 11, 20, 21, 20, 21, 20]})
+    train = tt.Dataset(
+        {"user": [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], "item": [10, 11, 10, 11, 10, 11, 20, 21, 20, 21, 20]}
+    )
     test = tt.Dataset({"user": [6, 99], "item": [21, 10]})
     popular = Popularity(train, "user", "item")
     assert popular.items.tolist() == [10, 11, 20, 21]

@@ -151,7 +151,9 @@ def test_binary_output_takes_its_loss_on_the_logit() -> None:
     by_hand = -(math.log(p[0]) + math.log(1 - p[1]) + math.log(p[2])) / 3
     assert output(step).item() == pytest.approx(by_hand, abs=1e-6)
     torch.testing.assert_close(output.predict(QUERY, CANDIDATE), torch.tensor(p)[:, None])
-    far = tt.Step({"click": torch.tensor([0])}, torch.tensor([[100.0]]), Candidates(IDS[:1], torch.tensor([[10.0]])), no_encode)
+    far = tt.Step(
+        {"click": torch.tensor([0])}, torch.tensor([[100.0]]), Candidates(IDS[:1], torch.tensor([[10.0]])), no_encode
+    )
     assert output(far).item() == pytest.approx(1999.0)  # the sigmoid is 1 there; its logarithm would be -inf
 
 
@@ -167,11 +169,15 @@ def test_regression_output_by_hand() -> None:
 
 
 def test_wrong_names_list_the_choices() -> None:
-    with pytest.raises(ValueError, match="unknown sampler 'in_batch': choose from 'in-batch', 'popularity'. Did you mean 'in-batch'"):
+    with pytest.raises(
+        ValueError, match="unknown sampler 'in_batch': choose from 'in-batch', 'popularity'. Did you mean 'in-batch'"
+    ):
         in_batch(negative_samplers="in_batch")
     with pytest.raises(ValueError, match="unknown logq_sampling_correction 'yes'"):
         in_batch(logq_sampling_correction="yes")
-    with pytest.raises(TypeError, match=r"ContrastiveOutput: unknown option 'temperature': choose from .*'logits_temperature'"):
+    with pytest.raises(
+        TypeError, match=r"ContrastiveOutput: unknown option 'temperature': choose from .*'logits_temperature'"
+    ):
         in_batch(temperature=0.1)
     with pytest.raises(ValueError, match="must be above 0, got 0"):
         in_batch(logits_temperature=0)

@@ -44,9 +44,7 @@ def test_formulas_by_hand() -> None:
     w1, w2 = math.exp(n1) / (math.exp(n1) + math.exp(n2)), math.exp(n2) / (math.exp(n1) + math.exp(n2))
     expected = {
         "bpr": -(math.log(sigmoid(p - n1)) + math.log(sigmoid(p - n2))) / 2,
-        "bpr-max": (
-            -math.log(sigmoid(p - n1) * w1) + n1**2 * w1 - math.log(sigmoid(p - n2) * w2) + n2**2 * w2
-        ) / 2,
+        "bpr-max": (-math.log(sigmoid(p - n1) * w1) + n1**2 * w1 - math.log(sigmoid(p - n2) * w2) + n2**2 * w2) / 2,
         "top1": (sigmoid(n1 - p) + sigmoid(n1**2) + sigmoid(n2 - p) + sigmoid(n2**2)) / 2,
         "top1_v2": (sigmoid(n1 - p) + sigmoid(n1**2) + sigmoid(n2 - p) + sigmoid(n2**2)) / 2 - sigmoid(p**2) / 2,
         "top1-max": (w1 * (sigmoid(n1 - p) + sigmoid(n1**2)) + w2 * (sigmoid(n2 - p) + sigmoid(n2**2))) / 2,

@@ -39,7 +39,9 @@ def test_training_finds_the_best_ranking() -> None:
     model.fit(train, epochs=15, batch_size=256, verbose=False)
     after = model.evaluate(test)
     # each club has 10 of the 40 items and nine events of ten stay within it: about .9 of the positives can be found
-    best = float(np.mean([len({i for i in items if i % 4 == user % 4}) / min(10, len(items)) for user, items in by_user(test)]))
+    best = float(
+        np.mean([len({i for i in items if i % 4 == user % 4}) / min(10, len(items)) for user, items in by_user(test)])
+    )
     assert before["recall_at_10"] < 0.4
     assert after["recall_at_10"] > 0.95 * best
     top = model.to_top_k_encoder(k=10).predict(tt.unique_rows_by_features(train, Tags.USER))

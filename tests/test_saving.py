@@ -17,7 +17,9 @@ def trained(**options: object) -> tuple[tt.RetrievalModelV2, tt.Dataset]:
     torch.manual_seed(0)
     inputs = tt.InputBlockV2(train.schema)
     query = tt.Encoder(inputs.select_by_tag(Tags.USER), tt.MLPBlock([8], dropout=0.1), post=tt.L2Norm())
-    candidate = tt.Encoder(inputs.select_by_tag(Tags.ITEM), tt.CrossBlock(2), tt.MLPBlock([8], normalization="batch_norm"))
+    candidate = tt.Encoder(
+        inputs.select_by_tag(Tags.ITEM), tt.CrossBlock(2), tt.MLPBlock([8], normalization="batch_norm")
+    )
     model = tt.TwoTowerModelV2(query, candidate, **options)
     model.compile(optimizer="adagrad", learning_rate=0.02, loss="softmax", metrics=["recall_at_7", tt.NDCGAt(3)])
     model.fit(train, epochs=1, batch_size=100, verbose=False)
@@ -126,7 +128,9 @@ class Forgets(nn.Module):
 def test_classes_of_ones_own(tmp_path) -> None:  # type: ignore[no-untyped-def]
     data = clubs(rows=100)
     user, item = data.schema.select_by_tag(Tags.USER), data.schema.select_by_tag(Tags.ITEM)
-    model = tt.TwoTowerModelV2(tt.Encoder(user, tt.MLPBlock([4]), Scale(2.5), nn.ReLU()), tt.Encoder(item, tt.MLPBlock([4])))
+    model = tt.TwoTowerModelV2(
+        tt.Encoder(user, tt.MLPBlock([4]), Scale(2.5), nn.ReLU()), tt.Encoder(item, tt.MLPBlock([4]))
+    )
     model.save(tmp_path / "m")
     with pytest.raises(ValueError, match="uses a class 'Scale' that twotower does not have.*custom_objects"):
         tt.RetrievalModelV2.load(tmp_path / "m")

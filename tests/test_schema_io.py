@@ -46,7 +46,13 @@ MERLIN_JSON = json.dumps(
                 "annotation": {
                     "tag": ["user_id", "user", "vip"],
                     "extraMetadata": [
-                        {"is_list": False, "is_ragged": False, "dtype_item_size": 64.0, "_dims": [[0, None]], "freq_threshold": 3}
+                        {
+                            "is_list": False,
+                            "is_ragged": False,
+                            "dtype_item_size": 64.0,
+                            "_dims": [[0, None]],
+                            "freq_threshold": 3,
+                        }
                     ],
                 },
             },
@@ -79,7 +85,9 @@ def test_reading_merlins_json() -> None:
 
 
 def test_written_json_is_in_merlins_form() -> None:
-    column = ColumnSchema("a", [Tags.ITEM_ID, Tags.CATEGORICAL], "int32", properties={"domain": {"min": 0, "max": 5}, "k": 1})
+    column = ColumnSchema(
+        "a", [Tags.ITEM_ID, Tags.CATEGORICAL], "int32", properties={"domain": {"min": 0, "max": 5}, "k": 1}
+    )
     feature = json.loads(schema_to_json(Schema([column])))["feature"][0]
     assert feature["type"] == "INT"
     assert feature["intDomain"] == {"name": "a", "min": "0", "max": "5", "isCategorical": True}
@@ -98,10 +106,16 @@ def columns(draw: st.DrawFn) -> ColumnSchema:
     dtype = draw(st.sampled_from(["int64", "uint8", "int32", "float32", "float64", "bool", "string", None]))
     properties = draw(st.dictionaries(st.text("klm", min_size=1, max_size=3), json_values, max_size=2))
     if dtype in ("int64", "uint8"):
-        properties["domain"] = {"min": 0, "max": draw(st.integers(0, 2**62)), "name": draw(st.sampled_from(["shared", "x"]))}
+        properties["domain"] = {
+            "min": 0,
+            "max": draw(st.integers(0, 2**62)),
+            "name": draw(st.sampled_from(["shared", "x"])),
+        }
     if dtype == "float64":
         properties["domain"] = {"min": -1.5, "max": draw(st.floats(0, 100))}
-    shape = draw(st.sampled_from([{}, {"is_list": True}, {"dims": ((0, None), (2, 7))}, {"is_list": True, "is_ragged": False}]))
+    shape = draw(
+        st.sampled_from([{}, {"is_list": True}, {"dims": ((0, None), (2, 7))}, {"is_list": True, "is_ragged": False}])
+    )
     if shape == {} and draw(st.booleans()):
         properties["value_count"] = draw(st.sampled_from([{"min": 3, "max": 3}, {"min": 0, "max": 4}]))
     return ColumnSchema(draw(names | st.just("x")), tags, dtype, properties=properties, **shape)

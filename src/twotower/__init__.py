@@ -43,9 +43,9 @@ from twotower.schema import (
     create_categorical_column,
     create_continuous_column,
 )
-from twotower.tags import Tags, TagSet
 from twotower.schema_io import load_schema, save_schema
 from twotower.serving.retriever import Retriever
+from twotower.tags import Tags, TagSet
 from twotower.top_k import TopKEncoder
 from twotower.training.history import History
 

@@ -80,9 +80,7 @@ def load_bundle(path: PathLike) -> Bundle:
     vectors = safetensors.torch.load_file(folder / "vectors.safetensors")["vectors"]
     if len(items) != len(vectors):
         raise ValueError(f"the bundle at {folder} is mixed up: {len(items)} items, but {len(vectors)} vectors.")
-    return Bundle(
-        RetrievalModelV2.load(folder / "model"), Preprocessor.load(folder / "preprocessor"), items, vectors
-    )
+    return Bundle(RetrievalModelV2.load(folder / "model"), Preprocessor.load(folder / "preprocessor"), items, vectors)
 
 
 def _sha256(file: Path) -> str:

@@ -81,7 +81,9 @@ class Encoder(nn.Module):
 
     def fit(self, *_: object, **__: object) -> None:
         """Towers are trained inside a model: always raises NotImplementedError."""
-        raise NotImplementedError("an Encoder is trained as a tower: TwoTowerModelV2(query_tower, candidate_tower).fit(...).")
+        raise NotImplementedError(
+            "an Encoder is trained as a tower: TwoTowerModelV2(query_tower, candidate_tower).fit(...)."
+        )
 
 
 class EmbeddingEncoder(nn.Module):

@@ -28,16 +28,25 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 def explain_options(function: Callable[P, R]) -> Callable[P, R]:
     """Make a call with an unknown keyword fail with the list of the keywords that exist."""
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(function).parameters.values()
-    names = [p.name for p in parameters if p.kind in keywords and p.name != "self"]
-    where = function.__qualname__.removesuffix(".__init__")
+    return explain_options_with("")(function)
 
-    @functools.wraps(function)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        for name in kwargs:
-            if name not in names:
-                raise TypeError(f"{where}: {unknown('option', name, names)}")
-        return function(*args, **kwargs)
 
-    return checked
+def explain_options_with(note: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The same, with a sentence more."""
+
+    def explain(function: Callable[P, R]) -> Callable[P, R]:
+        keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind in keywords and p.name != "self"]
+        where = function.__qualname__.removesuffix(".__init__")
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs:
+                if name not in names:
+                    raise TypeError(f"{where}: {unknown('option', name, names)}{note}")
+            return function(*args, **kwargs)
+
+        return checked
+
+    return explain

@@ -144,7 +144,9 @@ def _ties_lose(scores: Float[Tensor, "N"], is_positive: Int[Tensor, "N"], k: int
     return is_positive[negatives_first[order[:k]]]
 
 
-def in_batch_relevance(query: Float[Tensor, "B D"], candidate: Float[Tensor, "B D"], ids: Int[Tensor, "B"], k: int):
+def in_batch_relevance(
+    query: Float[Tensor, "B D"], candidate: Float[Tensor, "B D"], ids: Int[Tensor, "B"], k: int
+) -> Int[Tensor, "B k"]:
     """(B, k) 1 at the rank of the row's own candidate among the batch's other ids; a sampled view, not the catalogue."""
     scores = query @ candidate.T
     own = scores.diagonal()[:, None]

@@ -113,7 +113,7 @@ class RankingMetric(ABC):
 
 @dataclass(frozen=True)
 class RecallAt(RankingMetric):
-    """`recall_at`; `capped=False` divides by all positives instead of min(k, positives)."""
+    """Hits in the first k over min(k, positives), or over all positives with `capped=False`."""
 
     capped: bool = True
 
@@ -127,7 +127,7 @@ class RecallAt(RankingMetric):
 
 @dataclass(frozen=True)
 class PrecisionAt(RankingMetric):
-    """`precision_at`."""
+    """Hits in the first k, over k."""
 
     @property
     def name(self) -> str:
@@ -139,7 +139,7 @@ class PrecisionAt(RankingMetric):
 
 @dataclass(frozen=True)
 class HitRateAt(RankingMetric):
-    """`hit_rate_at`."""
+    """1 if any of the first k is a hit, else 0."""
 
     @property
     def name(self) -> str:
@@ -151,7 +151,7 @@ class HitRateAt(RankingMetric):
 
 @dataclass(frozen=True)
 class MRRAt(RankingMetric):
-    """`mrr_at`."""
+    """1 / rank of the first hit within k, else 0."""
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class MRRAt(RankingMetric):
 
 @dataclass(frozen=True)
 class AvgPrecisionAt(RankingMetric):
-    """`average_precision_at`, named map_at_k."""
+    """Precision at each hit within k, summed, over min(k, positives); named map_at_k."""
 
     @property
     def name(self) -> str:
@@ -175,7 +175,7 @@ class AvgPrecisionAt(RankingMetric):
 
 @dataclass(frozen=True)
 class NDCGAt(RankingMetric):
-    """`ndcg_at`."""
+    """Discounted hits within k over the best possible; binary relevance."""
 
     @property
     def name(self) -> str:

@@ -69,9 +69,7 @@ class ModelOutput(nn.Module, ABC):
         sample_weight: the column of row weights, if it reads one.
     """
 
-    def __init__(
-        self, name: str, losses: Mapping[str, RowLoss], target: str | None, sample_weight: str | None
-    ) -> None:
+    def __init__(self, name: str, losses: Mapping[str, RowLoss], target: str | None, sample_weight: str | None) -> None:
         super().__init__()
         self.name = name
         self.losses = losses
@@ -104,7 +102,9 @@ class ModelOutput(nn.Module, ABC):
         if self.sample_weight is not None:
             weight = scalar_column(batch, self.sample_weight).to(rows.dtype)
             if bool((weight < 0).any()):
-                raise ValueError(f"column {self.sample_weight!r} holds negative weights, down to {float(weight.min())}.")
+                raise ValueError(
+                    f"column {self.sample_weight!r} holds negative weights, down to {float(weight.min())}."
+                )
         weight = weight if counts is None else weight * counts
         total = weight.sum()
         return (rows * weight).sum() / torch.where(total > 0, total, 1.0)

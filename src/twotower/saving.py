@@ -145,7 +145,8 @@ class _Rebuilder:
 
 
 def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:
-    if kind.__init__ is nn.Module.__init__:  # a module without a constructor of its own takes no arguments
+    # a module without a constructor of its own takes no arguments
+    if kind.__init__ is nn.Module.__init__:  # type: ignore[misc]
         return {}
     return inspect.signature(kind).parameters
 
@@ -193,4 +194,3 @@ def _names_of_shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
 def _distinct(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     shared = _names_of_shared(state)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name not in shared}
-

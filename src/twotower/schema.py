@@ -11,13 +11,18 @@ import pyarrow as pa
 from twotower.errors import unknown
 from twotower.tags import TARGETS, Tag, Tags, TagSet, several_tags
 
-
 DTYPES = (
     *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "float32", "float64", "bool", "string"),
 )
 PYTHON_NAMES: dict[Any, str] = {int: "int64", float: "float64", bool: "bool", str: "string"}
-ARROW_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64", "large_string": "string", "str": "string"}
+ARROW_NAMES = {
+    "halffloat": "float16",
+    "float": "float32",
+    "double": "float64",
+    "large_string": "string",
+    "str": "string",
+}
 
 __all__ = ["ColumnSchema", "Domain", "Schema", "Tag", "TagSet", "Tags", "schema_from_arrow"]
 
@@ -127,7 +132,7 @@ class ColumnSchema:
         """A copy with another name."""
         return replace(self, name=name)
 
-    def with_tags(self, tags: Union[Tag, Iterable[Tag]]) -> "ColumnSchema":
+    def with_tags(self, tags: Tag | Iterable[Tag]) -> "ColumnSchema":
         """A copy with more tags; they win over old ones that exclude them."""
         return replace(self, tags=self.tags.override(tags))
 
@@ -140,7 +145,9 @@ class ColumnSchema:
     def with_dtype(self, dtype: Any, is_list: bool | None = None, is_ragged: bool | None = None) -> "ColumnSchema":
         """A copy with another type; flags that are None stay."""
         kept_list = self.is_list if is_list is None else is_list
-        return replace(self, dtype=dtype, is_list=kept_list, is_ragged=self.is_ragged if is_ragged is None else is_ragged)
+        return replace(
+            self, dtype=dtype, is_list=kept_list, is_ragged=self.is_ragged if is_ragged is None else is_ragged
+        )
 
     def with_shape(self, dims: tuple[tuple[int, int | None], ...]) -> "ColumnSchema":
         """A copy with another shape."""
@@ -199,12 +206,12 @@ class Schema:
         """The columns that are no target."""
         return self.excluding_by_tag(TARGETS)
 
-    def select_by_tag(self, tags: Union[Tag, Iterable[Tag]], pred_fn: Callable[..., bool] = any) -> "Schema":
+    def select_by_tag(self, tags: Tag | Iterable[Tag], pred_fn: Callable[..., bool] = any) -> "Schema":
         """The columns with any of the tags, or with `pred_fn=all` all of them. A compound tag needs both of its own."""
         wanted = several_tags(tags)
         return Schema([c for c in self if pred_fn(tag in c.tags for tag in wanted)])
 
-    def excluding_by_tag(self, tags: Union[Tag, Iterable[Tag]], pred_fn: Callable[..., bool] = any) -> "Schema":
+    def excluding_by_tag(self, tags: Tag | Iterable[Tag], pred_fn: Callable[..., bool] = any) -> "Schema":
         """The other columns."""
         found = self.select_by_tag(tags, pred_fn)
         return Schema([c for c in self if c.name not in found])
@@ -279,7 +286,7 @@ def create_categorical_column(
     num_items: int,
     dtype: Any = "int64",
     domain_name: str | None = None,
-    tags: Union[Tag, Iterable[Tag]] = (),
+    tags: Tag | Iterable[Tag] = (),
     properties: Mapping[str, Any] | None = None,
     min_value_count: int | None = None,
     max_value_count: int | None = None,
@@ -294,7 +301,7 @@ def create_categorical_column(
 def create_continuous_column(
     name: str,
     dtype: Any = "float32",
-    tags: Union[Tag, Iterable[Tag]] = (),
+    tags: Tag | Iterable[Tag] = (),
     properties: Mapping[str, Any] | None = None,
     min_value: float | None = None,
     max_value: float | None = None,
@@ -302,7 +309,9 @@ def create_continuous_column(
     """A continuous column, Merlin's helper of that name."""
     bounded = min_value is not None and max_value is not None
     domain = {"domain": {"min": min_value, "max": max_value}} if bounded else {}
-    return ColumnSchema(name, [*several_tags(tags), Tags.CONTINUOUS], dtype, properties={**(properties or {}), **domain})
+    return ColumnSchema(
+        name, [*several_tags(tags), Tags.CONTINUOUS], dtype, properties={**(properties or {}), **domain}
+    )
 
 
 def schema_from_arrow(arrow: pa.Schema) -> Schema:

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, json_format, message_factory, struct_pb2, text_format
+from google.protobuf import (
+    any_pb2,
+    descriptor_pb2,
+    descriptor_pool,
+    json_format,
+    message_factory,
+    struct_pb2,
+    text_format,
+)
 
 from twotower.files import written_aside
 from twotower.schema import ColumnSchema, Schema
@@ -107,7 +115,11 @@ def load_schema(path: PathLike) -> Schema:
 def find_schema(path: PathLike) -> Schema | None:
     """The schema stored beside data: .merlin/schema.json in the folder or its parent, then schema.pbtxt; else None."""
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    for file in (folder / ".merlin" / "schema.json", folder.parent / ".merlin" / "schema.json", folder / "schema.pbtxt"):
+    for file in (
+        folder / ".merlin" / "schema.json",
+        folder.parent / ".merlin" / "schema.json",
+        folder / "schema.pbtxt",
+    ):
         if file.is_file():
             return load_schema(file)
     return None
@@ -123,7 +135,9 @@ def _make_messages() -> tuple[descriptor_pool.DescriptorPool, Any]:
     for name, fields in MESSAGES.items():
         message = file.message_type.add(name=name)
         for number, (field, kind, repeated) in enumerate(fields, start=1):
-            added = message.field.add(name=field, number=number, label=_F.LABEL_REPEATED if repeated else _F.LABEL_OPTIONAL)
+            added = message.field.add(
+                name=field, number=number, label=_F.LABEL_REPEATED if repeated else _F.LABEL_OPTIONAL
+            )
             if isinstance(kind, str):
                 added.type = _F.TYPE_ENUM if kind == "FeatureType" else _F.TYPE_MESSAGE
                 added.type_name = f".{kind}" if "." in kind else f".tt.{kind}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Union
 
 
 class Tags(str, Enum):
@@ -78,7 +77,7 @@ class TagSet:
 
     __slots__ = ("_tags",)
 
-    def __init__(self, tags: Union[Tag, Iterable[Tag], None] = None) -> None:
+    def __init__(self, tags: Tag | Iterable[Tag] | None = None) -> None:
         self._tags = frozenset(atom for tag in several_tags(tags) for atom in _atoms(tag))
         for tag in self:
             clash = COLLISIONS.get(tag, frozenset()) & self._tags
@@ -100,13 +99,13 @@ class TagSet:
     def __hash__(self) -> int:
         return hash(self._tags)
 
-    def __add__(self, tags: Union[Tag, Iterable[Tag]]) -> "TagSet":
+    def __add__(self, tags: Tag | Iterable[Tag]) -> "TagSet":
         return TagSet([*self, *several_tags(tags)])
 
-    def __sub__(self, tags: Union[Tag, Iterable[Tag]]) -> "TagSet":
+    def __sub__(self, tags: Tag | Iterable[Tag]) -> "TagSet":
         return TagSet(self._tags - TagSet(tags)._tags)
 
-    def override(self, tags: Union[Tag, Iterable[Tag]]) -> "TagSet":
+    def override(self, tags: Tag | Iterable[Tag]) -> "TagSet":
         """Add tags and drop the old ones that exclude them."""
         new = TagSet(tags)
         beaten = {clash for tag in new for clash in COLLISIONS.get(tag, frozenset())}
@@ -116,7 +115,7 @@ class TagSet:
         return f"TagSet({[_text(tag) for tag in self]})"
 
 
-def several_tags(tags: Union[Tag, Iterable[Tag], None]) -> list[Tag]:
+def several_tags(tags: Tag | Iterable[Tag] | None) -> list[Tag]:
     """One tag or several as a list."""
     return [] if tags is None else [tags] if isinstance(tags, str) else list(tags)
 

@@ -89,7 +89,9 @@ class TopKEncoder(nn.Module):
     def search(self, queries: Float[Tensor, "B D"], k: int | None = None) -> TopK:
         """The k best candidates of encoded queries."""
         if self.index is None:
-            raise ValueError("the TopKEncoder has no candidates yet: call index_candidates, or model.to_top_k_encoder().")
+            raise ValueError(
+                "the TopKEncoder has no candidates yet: call index_candidates, or model.to_top_k_encoder()."
+            )
         scores, positions = self.index.search(queries, self.k if k is None else k)
         return TopK(scores, self.ids_at(positions))
 
@@ -122,7 +124,6 @@ class TopKEncoder(nn.Module):
             ids = top.ids[:, number]
             table = table.append_column(f"id_{number}", from_tensor(ids) if isinstance(ids, Tensor) else pa.array(ids))
         return Dataset(table)
-
 
     def save(self, path: PathLike) -> None:
         """Write a folder with the query tower, the candidates and their ids; whole or not at all, without pickle."""

@@ -39,9 +39,13 @@ def test_ids_stay_int64() -> None:
 
 
 def test_wrong_columns_are_named() -> None:
-    with pytest.raises(ValueError, match="column 'name' is (large_)?string.*but towers read integers and floats.*Preprocessor"):
+    with pytest.raises(
+        ValueError, match="column 'name' is (large_)?string.*but towers read integers and floats.*Preprocessor"
+    ):
         tt.Dataset(COLUMNS).batch(tt.Schema(["name"]))
-    with pytest.raises(ValueError, match="the schema names a column that the data lacks. unknown column 'ids'.*Did you mean 'id'"):
+    with pytest.raises(
+        ValueError, match="the schema names a column that the data lacks. unknown column 'ids'.*Did you mean 'id'"
+    ):
         tt.Dataset(COLUMNS, tt.Schema(["ids"]))
     with pytest.raises(ValueError, match="column 'x' has 1 nulls in 2 rows"):
         tt.Dataset({"x": [1.0, None]}).batch()
@@ -156,10 +160,13 @@ def test_catalog() -> None:
     assert torch.equal(catalog.ids, catalog.ids.unique())
     found = catalog.lookup(torch.tensor([7, 3, 7]))
     assert found["item_club"].tolist() == [7 % 4, 3 % 4, 7 % 4]
-    with pytest.raises(ValueError, match=r"1 of the sampled ids have no row in the catalogue of 40 candidates, such as \[99\]"):
+    with pytest.raises(
+        ValueError, match=r"1 of the sampled ids have no row in the catalogue of 40 candidates, such as \[99\]"
+    ):
         catalog.lookup(torch.tensor([3, 99]))
-    changing = tt.Dataset(data.to_polars().with_columns(item_club=pl.lit(0)).vstack(data.to_polars().with_columns(item_club=pl.lit(1))),
-                          data.schema)  # fmt: skip
+    rows = data.to_polars()
+    twice = pl.concat([rows.with_columns(item_club=pl.lit(club)) for club in (0, 1)])
+    changing = tt.Dataset(twice, data.schema)
     with pytest.warns(UserWarning, match="40 rows give an id of 'item_id' other features"):
         kept = tt.Catalog.from_dataset(changing, "item_id", data.schema.select_by_tag(Tags.ITEM))
     assert kept.features["item_club"].unique().tolist() == [0]

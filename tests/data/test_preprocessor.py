@@ -93,7 +93,11 @@ def test_big_and_string_ids_come_back() -> None:
 def test_the_same_codes_from_every_kind_of_table() -> None:
     made = fitted()
     expected = made.transform(EVENTS).table.to_pydict()
-    for table in (pl.DataFrame(EVENTS), pa.table(EVENTS), pl.DataFrame(EVENTS).with_columns(pl.col("item").cast(pl.Int16))):
+    for table in (
+        pl.DataFrame(EVENTS),
+        pa.table(EVENTS),
+        pl.DataFrame(EVENTS).with_columns(pl.col("item").cast(pl.Int16)),
+    ):
         assert made.transform(table).table.to_pydict() == expected
     plain = pd.DataFrame({"user": EVENTS["user"], "item": EVENTS["item"]})
     assert made.transform(plain).table.to_pydict() == {name: expected[name] for name in plain}
@@ -122,7 +126,9 @@ def test_save_and_load(tmp_path) -> None:  # type: ignore[no-untyped-def]
 def test_errors_name_the_column() -> None:
     with pytest.raises(ValueError, match="learnt nothing yet: call fit"):
         tt.Preprocessor({"x": Categorical()}).transform({"x": [1]})
-    with pytest.raises(ValueError, match="a declared column is in none of the tables. unknown column 'usr'.*Did you mean 'user'"):
+    with pytest.raises(
+        ValueError, match="a declared column is in none of the tables. unknown column 'usr'.*Did you mean 'user'"
+    ):
         tt.Preprocessor({"usr": Categorical()}).fit(EVENTS)
     with pytest.raises(ValueError, match="'x' cannot share a vocabulary. unknown column 'y'"):
         tt.Preprocessor({"x": Categorical(share="y"), "z": Categorical()})

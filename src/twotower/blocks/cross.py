@@ -70,7 +70,7 @@ class LazyCross(nn.modules.lazy.LazyModuleMixin, nn.Module):
             return
         width = x.shape[-1]
         if self.down is not None:
-            self.down.materialize((self._rank, width))
+            self.down.materialize((self._rank or width, width))
             self._fill[0](self.down)
         self.weight.materialize((width, self._rank or width))
         self._fill[0](self.weight)

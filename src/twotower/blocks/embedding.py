@@ -208,7 +208,7 @@ class Embeddings(nn.Module):
             made[name] = EmbeddingTable(
                 options.pick(dim, first, None) or infer_dim_fn(columns[0].cardinality),
                 *columns,
-                embeddings_initializer=options.pick(embeddings_initializer, first, "uniform"),
+                embeddings_initializer=options.pick(embeddings_initializer, first, "uniform"),  # type: ignore[arg-type]
                 sequence_combiner=options.pick(sequence_combiner, first, "mean"),
                 trainable=options.pick(trainable, first, True),
                 l2_batch_regularization_factor=options.pick(l2_batch_regularization_factor, first, 0.0),

@@ -184,7 +184,9 @@ def _numbers(values: Tensor | Ragged, name: str) -> Tensor:
 def _same_width(parts: list[Tensor]) -> list[Tensor]:
     widths = {part.shape[-1] for part in parts}
     if len(widths) > 1:
-        raise ValueError(f"this aggregation needs columns of one width, got {sorted(widths)}: give Embeddings(dim=...).")
+        raise ValueError(
+            f"this aggregation needs columns of one width, got {sorted(widths)}: give Embeddings(dim=...)."
+        )
     return parts
 
 

@@ -121,5 +121,3 @@ def _normalization(normalization: str | nn.Module | None, width: int) -> list[nn
     if isinstance(normalization, str):
         return [choose("normalization", normalization, NORMALIZATIONS)(width)]
     return [copy.deepcopy(normalization)]
-
-

@@ -65,12 +65,14 @@ def _numbers(array: pa.Array, name: str) -> Tensor:
     if array.null_count:
         raise ValueError(f"column {name!r} has lists with {array.null_count} nulls inside. Remove or fill them before.")
     kind = array.type
+    dtype: type = np.int64
     if pa.types.is_boolean(kind):
-        array, dtype = array.cast(pa.int8()), np.int64
+        array = array.cast(pa.int8())
     elif pa.types.is_integer(kind):
-        dtype = np.int64
         if kind == pa.uint64() and len(array) and pc.max(array).as_py() > np.iinfo(np.int64).max:
-            raise ValueError(f"column {name!r} is uint64 and holds {pc.max(array)}, more than int64 can. Encode it first.")
+            raise ValueError(
+                f"column {name!r} is uint64 and holds {pc.max(array)}, more than int64 can. Encode it first."
+            )
     elif pa.types.is_floating(kind):
         dtype = np.float32
     else:

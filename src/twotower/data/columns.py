@@ -86,7 +86,9 @@ class Vocabulary:
     def decode(self, ids: pl.Series) -> pl.Series:
         """The values of the ids; ids 0 and 1 stand for no value and give null."""
         if len(ids) and (ids.min() < 0 or ids.max() > self.largest_id):  # type: ignore[operator]
-            raise ValueError(f"ids of {self.name!r} go from 0 to {self.largest_id}, got {ids.min()} to {ids.max()}.")
+            raise ValueError(
+                f"ids of {self.name!r} go from 0 to {self.largest_id}, got {ids.min()!r} to {ids.max()!r}."
+            )
         known = ids.cast(pl.Int64) - FIRST
         return self.values.gather(pl.select(pl.when(known >= 0).then(known)).to_series())
 
@@ -101,7 +103,9 @@ def learn_vocabulary(name: str, columns: Iterable[pl.Series], min_count: int) ->
     flat = [plain(c).explode() if isinstance(c.dtype, pl.List) else plain(c) for c in columns]
     kinds = sorted({str(c.dtype) for c in flat})
     if len(kinds) > 1:
-        raise ValueError(f"the vocabulary of {name!r} would mix {' and '.join(kinds)}; make the columns one type first.")
+        raise ValueError(
+            f"the vocabulary of {name!r} would mix {' and '.join(kinds)}; make the columns one type first."
+        )
     counted = (
         pl.concat([c.alias("value") for c in flat])
         .to_frame()
@@ -149,7 +153,9 @@ def plain(raw: pl.Series) -> pl.Series:
     elif inner == pl.String or inner in (pl.Categorical, pl.Enum):
         target = pl.String()
     else:
-        raise ValueError(f"column {raw.name!r} is declared Categorical, but holds {raw.dtype}: expected integers or text.")
+        raise ValueError(
+            f"column {raw.name!r} is declared Categorical, but holds {raw.dtype}: expected integers or text."
+        )
     return raw.cast(pl.List(target) if isinstance(raw.dtype, pl.List) else target)
 
 
@@ -169,5 +175,10 @@ def categorical_schema(name: str, tags: tuple[Tags | str, ...], vocabulary: Voca
     """The schema of an encoded column; columns that share a vocabulary share the domain's name."""
     domain = {"min": 0, "max": vocabulary.largest_id, "name": vocabulary.name}
     return ColumnSchema(
-        name, (*tags, Tags.CATEGORICAL), dtype="int64", is_list=is_list, is_ragged=is_list, properties={"domain": domain}
+        name,
+        (*tags, Tags.CATEGORICAL),
+        dtype="int64",
+        is_list=is_list,
+        is_ragged=is_list,
+        properties={"domain": domain},
     )

@@ -4,7 +4,7 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union
 
 import polars as pl
 import pyarrow as pa
@@ -30,7 +30,7 @@ class ArrowTabular(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Sequence[object]], "Dataset"]
+Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], "Dataset"]
 
 
 class Dataset:

@@ -30,7 +30,6 @@ FORMAT = 1
 KINDS: dict[str, type[Column]] = {"categorical": Categorical, "text": Text, "numeric": Numeric}
 
 
-
 class Preprocessor:
     """Encodes raw columns; what it learnt travels with the model.
 

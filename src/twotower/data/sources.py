@@ -21,8 +21,8 @@ def load_movietweetings() -> MovieTweetings:
     and L. Martens, "MovieTweetings: a Movie Rating Dataset Collected From Twitter", CrowdRec at RecSys 2013.
 
     Example:
-        >>> load_movietweetings().movies["title"][0]
-        'Edison Kinetoscopic Record of a Sneeze (1894)'
+        >>> load_movietweetings().movies["title"][2]
+        'The Birth of a Nation (1915)'
     """
     folder = files("twotower") / "data" / "movietweetings-100k"
     tables = [pl.read_parquet((folder / f"{name}.parquet").read_bytes()) for name in ("ratings", "movies")]

@@ -30,7 +30,9 @@ def split_by_time(events: Source, time: str, test_fraction: float = 0.1) -> tupl
     if time not in frame.columns:
         raise ValueError(unknown("column", time, frame.columns))
     if frame[time].null_count():
-        raise ValueError(f"column {time!r} has {frame[time].null_count()} nulls: events without a time cannot be split.")
+        raise ValueError(
+            f"column {time!r} has {frame[time].null_count()} nulls: events without a time cannot be split."
+        )
     if not 0 < test_fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {test_fraction}.")
     ordered = frame[time].sort()

@@ -21,4 +21,3 @@ LOSSES: dict[str, Loss] = {
     "logistic": logistic,
     "hinge": hinge,
 }
-

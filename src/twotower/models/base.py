@@ -12,13 +12,14 @@ from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset, PathLike
 from twotower.data.loader import Loader
-from twotower.encoder import EmbeddingEncoder, Tower, embeddings_dataset, encode, evaluating
-from twotower.errors import explain_options
+from twotower.encoder import Tower, embeddings_dataset, encode
+from twotower.errors import explain_options, explain_options_with
 from twotower.metrics import RankingMetric, resolve_metrics
 from twotower.models import scoring, storing
+from twotower.models.parts import candidate_id_column, check_outputs, check_widths, table_tower
 from twotower.optimizers import MakeOptimizer
 from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss, Step
-from twotower.schema import ColumnSchema, Schema, Tags
+from twotower.schema import Schema, Tags
 from twotower.top_k import TopKEncoder
 from twotower.training.compiled import Compiled, check_compiled
 from twotower.training.history import History
@@ -55,12 +56,12 @@ class RetrievalModelV2(nn.Module):
         super().__init__()
         self.output = nn.ModuleList([output] if isinstance(output, ModelOutput) else output)
         self.query = query
-        self.candidate = _table_tower(self.outputs, query.dim) if candidate is None else candidate
+        self.candidate = table_tower(self.outputs, query.dim) if candidate is None else candidate
         self.schema = schema
         self.candidate_id_tag = candidate_id_tag
         self.candidate_id = candidate_id_column(self.candidate.schema, schema, candidate_id_tag)
-        _check_widths(self.query, self.candidate)
-        _check_outputs(self.outputs, query.dim)
+        check_widths(self.query, self.candidate)
+        check_outputs(self.outputs, query.dim)
         self.compiled = Compiled()
         self.catalog: Catalog | None = None
         # of the last fit; the next fit goes on from it
@@ -137,7 +138,7 @@ class RetrievalModelV2(nn.Module):
 
     # ---- training
 
-    @explain_options
+    @explain_options_with(" PyTorch's Module.compile is another thing: use torch.compile(model) for it.")
     def compile(  # type: ignore[override]
         self,
         optimizer: str | MakeOptimizer = "adam",
@@ -146,7 +147,7 @@ class RetrievalModelV2(nn.Module):
         loss_weights: Mapping[str, float] | None = None,
         learning_rate: float | None = None,
     ) -> None:
-        """Choose how to train and what to measure. For PyTorch's own Module.compile use `torch.compile(model)`.
+        """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
         Args:
             optimizer: "adam", "adamw", "adagrad", "rmsprop", "sgd", or a function from parameters to an optimiser.
@@ -231,7 +232,9 @@ class RetrievalModelV2(nn.Module):
         from twotower.training import lightning  # takes two seconds to import, and only fit needs it
 
         if batch_size is None:
-            raise ValueError("fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step.")
+            raise ValueError(
+                "fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step."
+            )
         schema = self._training_schema(train)
         loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
         self.adapt(train, catalog)
@@ -295,7 +298,9 @@ class RetrievalModelV2(nn.Module):
         chosen = self.compiled.metrics if metrics is None else resolve_metrics(metrics)
         if sampled is not None:
             if sampled != "in-batch":
-                raise ValueError(f"unknown sampled {sampled!r}: choose 'in-batch', or None to rank the whole catalogue.")
+                raise ValueError(
+                    f"unknown sampled {sampled!r}: choose 'in-batch', or None to rank the whole catalogue."
+                )
             return scoring.evaluate_in_batch(self, data, metrics=chosen, batch_size=batch_size)
         known = self._known_catalog("evaluate ranks all candidates") if catalog is None else self._catalog_of(catalog)
         return scoring.evaluate(self, data, known, metrics=chosen, seen=seen, group=group, batch_size=batch_size)
@@ -370,48 +375,3 @@ class RetrievalModelV2(nn.Module):
             custom_objects: classes of your own that the model is built from, by name.
         """
         return storing.load(path, custom_objects)
-
-
-def candidate_id_column(candidate: Schema, schema: Schema | None, tag: Tags | str) -> ColumnSchema:
-    """The candidate id's column: the one with the tag, in the tower's schema or else in the one given."""
-    for holder in (candidate, schema):
-        found = holder.select_by_tag(tag) if holder is not None else Schema([])
-        if len(found) == 1:
-            return found.first
-    only = candidate if len(candidate) == 1 else Schema([])
-    if len(only) == 1 and schema is None:
-        return only.first
-    name = tag.value if isinstance(tag, Tags) else tag
-    raise ValueError(
-        f"no single column is tagged {name!r}: the candidate tower reads {candidate.column_names}"
-        + (f", and schema holds {schema.column_names}. " if schema is not None else ". ")
-        + "Tag the id column, name its tag as candidate_id_tag, or give schema=<a Schema with it>."
-    )
-
-
-def _table_tower(outputs: Sequence[ModelOutput], dim: int) -> Tower:
-    for output in outputs:
-        if isinstance(output, ContrastiveOutput) and isinstance(output.to_call, (Schema, ColumnSchema)):
-            return EmbeddingEncoder(output.candidate_id, dim)
-    raise ValueError(
-        "a model without a candidate tower needs an output on the candidate id column: "
-        "RetrievalModelV2(query=..., output=ContrastiveOutput(schema['item_id'])), or give candidate=<a tower>."
-    )
-
-
-def _check_widths(query: Tower, candidate: Tower) -> None:
-    if query.dim != candidate.dim:
-        raise ValueError(
-            f"the towers must end in one width, but the query tower ({', '.join(query.schema.column_names)}) gives "
-            f"{query.dim} and the candidate tower ({', '.join(candidate.schema.column_names)}) gives {candidate.dim}. "
-            "Make the last width of both the same."
-        )
-
-
-def _check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
-    names = [output.name for output in outputs]
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"a model needs at least one output, and each a name of its own; got {names}. Give name=...")
-    for output in outputs:
-        with evaluating(output):
-            output.predict(torch.zeros(2, dim), torch.zeros(2, dim))  # layers that wait for a width get it here

@@ -1,6 +1,7 @@
 """MatrixFactorizationModelV2."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,6 +13,8 @@ from twotower.models.two_tower import TwoTowerModelV2
 from twotower.outputs import ModelOutput
 from twotower.samplers import Samplers
 from twotower.schema import ColumnSchema, Schema, Tags
+
+T = TypeVar("T")
 
 
 @explain_options
@@ -39,19 +42,19 @@ def MatrixFactorizationModelV2(  # noqa: N802
         post: a module on both towers' vectors, such as L2Norm().
         outputs, negative_samplers, logits_temperature, logq_sampling_correction: as in TwoTowerModelV2.
     """
-    query, candidate = (_one(schema, tag) for tag in (query_id_tag, candidate_id_tag))
-    towers = [
+    query, candidate = (
         EmbeddingEncoder(
             column,
             dim,
-            embeddings_initializer=_pick(embeddings_initializers, column.name, schema, "uniform"),
+            embeddings_initializer=_pick(embeddings_initializers, column.name, schema, "uniform"),  # type: ignore[arg-type]
             embeddings_l2_batch_regularization=_pick(embeddings_l2_batch_regularization, column.name, schema, 0.0),
             post=post,
         )
-        for column in (query, candidate)
-    ]
+        for column in (_one(schema, query_id_tag), _one(schema, candidate_id_tag))
+    )
     return TwoTowerModelV2(
-        *towers,
+        query,
+        candidate,
         candidate_id_tag=candidate_id_tag,
         outputs=outputs,
         negative_samplers=negative_samplers,
@@ -67,7 +70,7 @@ def _one(schema: Schema, tag: Tags | str) -> ColumnSchema:
     return found.first
 
 
-def _pick(option, name: str, schema: Schema, default):  # type: ignore[no-untyped-def]
+def _pick(option: T | Mapping[str, T], name: str, schema: Schema, default: T) -> T:
     if not isinstance(option, Mapping):
         return option
     for given in option:

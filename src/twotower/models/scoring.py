@@ -81,9 +81,7 @@ def batch_metrics(model: "RetrievalModelV2", batch: Batch) -> dict[str, float]:
     return {name: float(values.mean()) for name, values in rows.items()}
 
 
-def in_batch_metrics(
-    model: "RetrievalModelV2", batch: Batch, metrics: Sequence[RankingMetric]
-) -> dict[str, Tensor]:
+def in_batch_metrics(model: "RetrievalModelV2", batch: Batch, metrics: Sequence[RankingMetric]) -> dict[str, Tensor]:
     """One value for each row, (B,), under in_batch_<metric>."""
     query, candidate = model.query(batch), model.candidate(batch)
     ids = scalar_column(batch, model.candidate_id.name)

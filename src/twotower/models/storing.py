@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 def save(model: "RetrievalModelV2", path: PathLike, include_optimizer: bool) -> None:
     """Write the folder aside, then put it in place."""
     if include_optimizer and model.optimizer_state is None:
-        raise ValueError("include_optimizer=True, but the model has no optimizer state: it was not fitted since compile().")
+        raise ValueError(
+            "include_optimizer=True, but the model has no optimizer state: it was not fitted since compile()."
+        )
     with folder_written_aside(path) as folder:
         write_module(model, folder, {"compiled": _describe_compiled(model.compiled)})
         if model.catalog is not None:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from twotower.encoder import EmbeddingEncoder, Encoder, Tower
 from twotower.errors import explain_options
-from twotower.models.base import RetrievalModelV2, candidate_id_column
+from twotower.models.base import RetrievalModelV2
+from twotower.models.parts import candidate_id_column
 from twotower.outputs import ContrastiveOutput, DotProduct, ModelOutput
 from twotower.samplers import Samplers
 from twotower.schema import Schema, Tags
@@ -57,7 +58,9 @@ def TwoTowerModelV2(  # noqa: N802  (the name that Merlin users know)
     """
     for place, tower in (("query_tower", query_tower), ("candidate_tower", candidate_tower)):
         if not isinstance(tower, (Encoder, EmbeddingEncoder)):
-            raise TypeError(f"{place} must be an Encoder, got {type(tower).__name__}: wrap it, Encoder(schema, MLPBlock([64])).")
+            raise TypeError(
+                f"{place} must be an Encoder, got {type(tower).__name__}: wrap it, Encoder(schema, MLPBlock([64]))."
+            )
     given = {
         "logits_temperature": None if logits_temperature == 1.0 else logits_temperature,
         "negative_samplers": negative_samplers,

@@ -9,7 +9,8 @@ from twotower.blocks.inputs import InputBlockV2, column_kind
 from twotower.blocks.mlp import MLPBlock
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.errors import explain_options
-from twotower.models.base import RetrievalModelV2, candidate_id_column
+from twotower.models.base import RetrievalModelV2
+from twotower.models.parts import candidate_id_column
 from twotower.outputs import ContrastiveOutput, ModelOutput
 from twotower.samplers.popularity import PopularityBasedSamplerV2
 from twotower.schema import Schema, Tags

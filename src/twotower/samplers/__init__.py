@@ -21,6 +21,8 @@ def _popularity(candidate_id: ColumnSchema) -> CandidateSampler:
     return PopularityBasedSamplerV2(candidate_id.cardinality - 1, min_id=2, max_num_samples=max(1, min(1000, known)))
 
 
+__all__ = ["SAMPLERS", "CandidateSampler", "Samplers", "resolve_samplers"]
+
 SAMPLERS: dict[str, Callable[[ColumnSchema], CandidateSampler]] = {
     "in-batch": _in_batch,
     "popularity": _popularity,

@@ -32,6 +32,7 @@ class CountFrequency(nn.Module):
 
     @property
     def is_counted(self) -> bool:
+        """Whether there is anything to ask."""
         return len(self.ids) > 0
 
     def log_probability(self, ids: Tensor) -> Tensor:
@@ -50,7 +51,9 @@ class CountFrequency(nn.Module):
         return (count.double().log() - self.counts.sum().double().log()).float()
 
     def get_extra_state(self) -> Tensor:
+        """For state_dict()."""
         return torch.stack([self.ids, self.counts])
 
     def set_extra_state(self, state: Tensor) -> None:
+        """From load_state_dict()."""
         self.ids, self.counts = state.to(self.ids.device).unbind()

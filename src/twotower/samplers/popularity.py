@@ -83,9 +83,11 @@ class PopularityBasedSamplerV2(CandidateSampler):
         return torch.where(inside, table[(ids - self.min_id).clamp(0, len(table) - 1)], -torch.inf)
 
     def get_extra_state(self) -> Tensor:
+        """For state_dict()."""
         return self.generator.get_state()
 
     def set_extra_state(self, state: Tensor) -> None:
+        """From load_state_dict()."""
         self.generator.set_state(state.cpu())
 
 
@@ -97,6 +99,6 @@ def _draw_distinct(log_p: Tensor, size: int, generator: torch.Generator) -> tupl
     smallest = keys.topk(size + 1, largest=False)
     drawn = smallest.indices[:size]
     # what a place had to stay below, given all other keys: the next key if it was drawn, the last drawn key if not
-    threshold = torch.full_like(keys, smallest.values[size - 1])
+    threshold = torch.full_like(keys, float(smallest.values[size - 1]))
     threshold[drawn] = smallest.values[size]
     return drawn, torch.log(-torch.expm1(-(log_p + threshold).exp()))

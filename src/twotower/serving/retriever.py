@@ -83,7 +83,7 @@ class Retriever:
         Raises:
             ValueError: a column of the query tower is missing, or `exclude` has another length than `queries`.
         """
-        frame = pl.DataFrame(queries) if isinstance(queries, (list, tuple)) else Dataset(queries).to_polars()
+        frame = _frame(queries)
         needed = self.bundle.model.query.schema.column_names
         missing = [name for name in needed if name not in frame.columns]
         if missing or not len(frame):
@@ -126,3 +126,9 @@ class Retriever:
         )
         items = self.bundle.items[places.reshape(-1).numpy()]
         return pl.concat([ranked, items], how="horizontal").filter(pl.col("score").is_finite())
+
+
+def _frame(queries: Source | Sequence[Mapping[str, object]]) -> pl.DataFrame:
+    if isinstance(queries, (list, tuple)) and all(isinstance(query, Mapping) for query in queries):
+        return pl.DataFrame(list(queries), infer_schema_length=None)
+    return Dataset(queries).to_polars()  # type: ignore[arg-type]

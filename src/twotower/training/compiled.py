@@ -60,9 +60,7 @@ def check_compiled(
     return Compiled(optimizer, learning_rate, dict(losses), dict(loss_weights or {}), resolve_metrics(metrics))
 
 
-def _for_only_output(
-    loss: str | RowLoss | None, by_name: Mapping[str, ModelOutput]
-) -> Mapping[str, str | RowLoss]:
+def _for_only_output(loss: str | RowLoss | None, by_name: Mapping[str, ModelOutput]) -> Mapping[str, str | RowLoss]:
     if loss is None:
         return {}
     if len(by_name) > 1:

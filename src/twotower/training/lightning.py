@@ -3,10 +3,10 @@
 import inspect
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
@@ -28,9 +28,7 @@ BatchMetrics = Callable[[Batch], Mapping[str, float]]
 class Task(L.LightningModule):
     """A model as Lightning sees it."""
 
-    def __init__(
-        self, model: nn.Module, loader: Loader, batch_metrics: BatchMetrics, train_metrics_steps: int
-    ) -> None:
+    def __init__(self, model: nn.Module, loader: Loader, batch_metrics: BatchMetrics, train_metrics_steps: int) -> None:
         super().__init__()
         self.model = model
         self.loader = loader
@@ -114,7 +112,7 @@ def run(
     train_metrics_steps: int,
     callbacks: Sequence[Callback],
     logger: Logger | Sequence[Logger] | bool,
-    resume_from: str | Path | None,
+    resume_from: str | os.PathLike[str] | None,
     trainer_options: Mapping[str, object],
     verbose: bool,
 ) -> History:
@@ -141,10 +139,12 @@ def run(
     with _quiet():
         trainer = L.Trainer(**(options | dict(trainer_options)))  # type: ignore[arg-type]
         if trainer.world_size > 1:
-            raise ValueError(f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1.")
+            raise ValueError(
+                f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1."
+            )
         task = Task(model, loader, batch_metrics, train_metrics_steps)
         model.train()  # a loaded model comes in evaluation mode
-        trainer.fit(task, train_dataloaders=loader, ckpt_path=resume_from)
+        trainer.fit(task, train_dataloaders=loader, ckpt_path=None if resume_from is None else os.fspath(resume_from))
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
     model.eval()
     return recorder.history()

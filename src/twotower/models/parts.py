@@ -1,0 +1,57 @@
+"""How the parts of a model fit: the candidate id, the widths, the outputs."""
+
+from collections.abc import Sequence
+
+import torch
+
+from twotower.encoder import EmbeddingEncoder, Tower, evaluating
+from twotower.outputs import ContrastiveOutput, ModelOutput
+from twotower.schema import ColumnSchema, Schema, Tags
+
+
+def candidate_id_column(candidate: Schema, schema: Schema | None, tag: Tags | str) -> ColumnSchema:
+    """The candidate id's column: the one with the tag, in the tower's schema or else in the one given."""
+    for holder in (candidate, schema):
+        found = holder.select_by_tag(tag) if holder is not None else Schema([])
+        if len(found) == 1:
+            return found.first
+    only = candidate if len(candidate) == 1 else Schema([])
+    if len(only) == 1 and schema is None:
+        return only.first
+    name = tag.value if isinstance(tag, Tags) else tag
+    raise ValueError(
+        f"no single column is tagged {name!r}: the candidate tower reads {candidate.column_names}"
+        + (f", and schema holds {schema.column_names}. " if schema is not None else ". ")
+        + "Tag the id column, name its tag as candidate_id_tag, or give schema=<a Schema with it>."
+    )
+
+
+def table_tower(outputs: Sequence[ModelOutput], dim: int) -> Tower:
+    """The candidate tower of a model that was given none: a table on the contrastive output's id column."""
+    for output in outputs:
+        if isinstance(output, ContrastiveOutput) and isinstance(output.to_call, (Schema, ColumnSchema)):
+            return EmbeddingEncoder(output.candidate_id, dim)
+    raise ValueError(
+        "a model without a candidate tower needs an output on the candidate id column: "
+        "RetrievalModelV2(query=..., output=ContrastiveOutput(schema['item_id'])), or give candidate=<a tower>."
+    )
+
+
+def check_widths(query: Tower, candidate: Tower) -> None:
+    """ValueError that names both towers when their widths differ."""
+    if query.dim != candidate.dim:
+        raise ValueError(
+            f"the towers must end in one width, but the query tower ({', '.join(query.schema.column_names)}) gives "
+            f"{query.dim} and the candidate tower ({', '.join(candidate.schema.column_names)}) gives {candidate.dim}. "
+            "Make the last width of both the same."
+        )
+
+
+def check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
+    """ValueError for no output or a repeated name; and shows the outputs' layers the towers' width."""
+    names = [output.name for output in outputs]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"a model needs at least one output, and each a name of its own; got {names}. Give name=...")
+    for output in outputs:
+        with evaluating(output):
+            output.predict(torch.zeros(2, dim), torch.zeros(2, dim))

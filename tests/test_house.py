@@ -1,0 +1,131 @@
+"""The house rules that a machine can check: the public names, the order of imports, the length of files."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import twotower as tt
+
+SOURCE = Path(tt.__file__).parent
+# the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
+LINE = [
+    "errors", "files", "tags", "schema", "schema_io",
+    "data.ragged", "data.batch", "data.arrow", "data.dataset", "data.columns", "data.preprocessor", "data.splits",
+    "data.histories", "data.loader", "data.catalog", "data.sources",
+    "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize",
+    "encoder", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses",
+    "samplers.base", "samplers.frequency", "samplers.in_batch", "samplers.popularity", "samplers", "outputs",
+    "optimizers", "metrics", "saving", "training.compiled", "training.history", "training.lightning",
+    "evaluation", "baselines", "indexes.exact", "top_k",
+    "models.parts", "models.scoring", "models.storing", "models.base",
+    "models.two_tower", "models.matrix_factorization", "models.youtube_dnn",
+    "bundle", "serving.retriever",
+]  # fmt: skip
+
+
+def modules() -> dict[str, Path]:
+    names = {}
+    for path in SOURCE.rglob("*.py"):
+        name = ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+        if path.read_text().strip() and name != "__init__":
+            names[name] = path
+    return names
+
+
+def imports(path: Path) -> set[str]:
+    """The package's modules that a file imports at run time: not those under `if TYPE_CHECKING`."""
+    found: set[str] = set()
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node not in typing_only:
+            base = node.module.removeprefix("twotower").lstrip(".")
+            if node.module.startswith("twotower"):
+                known = modules()
+                names = [f"{base}.{alias.name}".lstrip(".") for alias in node.names]
+                found |= {name if name in known else base for name in names}
+    return found
+
+
+def test_every_module_stands_in_the_line() -> None:
+    assert set(modules()) == set(LINE)
+
+
+@pytest.mark.parametrize("name", LINE)
+def test_imports_go_back_along_the_line(name: str) -> None:
+    before = set(LINE[: LINE.index(name)])
+    later = {used for used in imports(modules()[name]) if used not in before}
+    assert not later, f"{name} imports {later}, which stands after it"
+
+
+PUBLIC = [
+    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical", "ColumnSchema",
+    "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
+    "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "HitRateAt", "History", "InBatchSamplerV2", "InputBlockV2", "L2Norm",
+    "Loader", "MLPBlock", "MRRAt", "MatrixFactorizationModelV2", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
+    "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput", "RetrievalModelV2",
+    "Retriever", "Schema", "Step", "TagSet", "Tags", "Text", "TopK", "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2",
+    "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column", "create_continuous_column",
+    "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "sample_batch", "save_bundle",
+    "save_schema", "split_by_time", "unique_rows_by_features",
+]  # fmt: skip
+
+
+def test_public_names() -> None:
+    """A name that comes or goes is a decision: change this list and CHANGELOG.md together."""
+    assert sorted(tt.__all__) == sorted(PUBLIC)
+    assert tt.__all__ == sorted(tt.__all__)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_have_docstrings_and_types(name: str) -> None:
+    thing = getattr(tt, name)
+    assert thing.__doc__
+    assert len(thing.__doc__) > 20
+    functions = (
+        [thing]
+        if inspect.isfunction(thing)
+        else [m for n, m in vars(thing).items() if inspect.isfunction(m) and n[0] != "_"]
+    )
+    for function in functions:
+        assert function.__doc__ or name.endswith("At"), f"{name}.{function.__name__} has no docstring"
+        assert "return" in function.__annotations__, f"{name}.{function.__name__} has no return type"
+
+
+def test_the_constructor_that_merlin_users_know() -> None:
+    parameters = inspect.signature(tt.TwoTowerModelV2).parameters
+    known = [
+        "query_tower",
+        "candidate_tower",
+        "candidate_id_tag",
+        "outputs",
+        "logits_temperature",
+        "negative_samplers",
+        "schema",
+    ]
+    assert list(parameters)[:7] == known
+    defaults = [parameters[name].default for name in known[2:]]
+    assert defaults == [tt.Tags.ITEM_ID, None, 1.0, None, None]
+    assert all(p.kind is p.KEYWORD_ONLY for p in list(parameters.values())[7:])
+    assert tt.TwoTowerModel is tt.TwoTowerModelV2
+
+
+def test_files_stay_small() -> None:
+    long = {name: len(path.read_text().splitlines()) for name, path in modules().items()}
+    assert {name: lines for name, lines in long.items() if lines > 400} == {}
+
+
+def test_importing_the_package_does_not_import_heavy_parts() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, twotower; print([m for m in ('lightning', 'torchmetrics', 'pandas', 'scipy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
