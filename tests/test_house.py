@@ -65,7 +65,8 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 PUBLIC = [
     "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical", "ColumnSchema",
-    "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
+    "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw",
+    "EmbeddingEncoder",
     "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "HitRateAt", "History", "InBatchSamplerV2", "InputBlockV2", "L2Norm",
     "Loader", "MLPBlock", "MRRAt", "MatrixFactorizationModelV2", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
     "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput", "RetrievalModelV2",

@@ -1,6 +1,7 @@
 """TopKEncoder against matmul + sort; ids come back as themselves."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -106,3 +107,16 @@ def test_save_and_load(tmp_path) -> None:  # type: ignore[no-untyped-def]
         one, other = top.predict(USERS), again.predict(USERS)
         torch.testing.assert_close(one.scores, other.scores)
         assert np.array_equal(one.ids, other.ids)
+
+
+def test_evaluate_is_the_models_evaluate() -> None:
+    train, test = clubs(rows=1000), clubs(rows=200, seed=2)
+    model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
+    top = model.to_top_k_encoder(k=5)
+    assert top.evaluate(test, "item_id") == pytest.approx(model.evaluate(test))
+    named = tt.TopKEncoder(top.query_encoder, top.index.vectors, [f"film {i}" for i in model.catalog.ids.tolist()])
+    words = pl.format("film {}", pl.col("item_id")).alias("film")
+    as_text = tt.Dataset(test.to_polars().with_columns(words), test.schema)
+    assert named.evaluate(as_text, "film") == pytest.approx(model.evaluate(test))
+    with pytest.raises(ValueError, match="the evaluation data lacks a column. unknown column 'item'"):
+        top.evaluate(test, "item")

@@ -12,8 +12,11 @@ from torch import Tensor
 from twotower.data.arrow import to_tensor
 from twotower.data.dataset import Dataset
 from twotower.data.ragged import Ragged
+from twotower.encoder import Tower, embed
 from twotower.errors import unknown
 from twotower.metrics import RankingMetric
+from twotower.schema import Schema
+from twotower.tags import Tags
 
 # scores of a tile of queries, given their numbers (T,): (T, candidates)
 ScoreQueries = Callable[[Tensor], Tensor]
@@ -44,7 +47,7 @@ def ranking_task(
     *,
     query: Sequence[str],
     candidate: str,
-    candidates: Int[Tensor, "N"],
+    candidates: Int[Tensor, "N"] | pl.Series,
     seen: Dataset | None = None,
     seen_by: Sequence[str] | None = None,
 ) -> RankingTask:
@@ -58,7 +61,7 @@ def ranking_task(
         data: interactions.
         query: the columns that tell queries apart.
         candidate: the candidate id column.
-        candidates: (N,) the distinct ids of the catalogue.
+        candidates: (N,) the distinct ids of the catalogue; a Series where they are strings.
         seen: earlier interactions; their candidates are taken out of the ranking of the same query.
         seen_by: the columns by which `seen` rows belong to a query; by default all `query` columns.
 
@@ -74,7 +77,8 @@ def ranking_task(
         fresh = frame.join(past, on=[*keys, candidate], how="anti", maintain_order="left")
         _warn_if(len(frame) - len(fresh), "positives were seen before by the same query; they are left out.")
         frame = fresh
-    positions = pl.DataFrame({candidate: candidates.numpy(), "position": range(len(candidates))})
+    ids = pl.Series(candidate, candidates.numpy() if isinstance(candidates, Tensor) else candidates)
+    positions = ids.to_frame().with_columns(position=pl.int_range(len(ids), dtype=pl.Int64))
     frame = frame.join(positions, on=candidate, how="left", maintain_order="left")
     _warn_if(frame["position"].null_count(), "positives are not in the catalogue; they count as missed.")
     if not len(frame):
@@ -110,6 +114,53 @@ def evaluate_ranking(score: ScoreQueries, task: RankingTask, metrics: Sequence[R
     return {metric.name: metric(relevance, task.num_positives) for metric in metrics}
 
 
+def evaluate_tower(
+    tower: Tower,
+    data: Dataset,
+    candidate: str,
+    ids: Int[Tensor, "N"] | pl.Series,
+    vectors: Float[Tensor, "N D"],
+    *,
+    metrics: Sequence[RankingMetric],
+    seen: Dataset | None = None,
+    group: str | None = None,
+    batch_size: int = 1024,
+) -> dict[str, float]:
+    """The means of the metrics when the query tower ranks the candidates' vectors for the queries of a dataset.
+
+    Args:
+        tower: the query tower; its columns, and `group` if given, tell queries apart.
+        data: interactions.
+        candidate: the column of the candidate ids.
+        ids, vectors: the N candidates.
+        metrics: at any cut-offs.
+        seen: earlier interactions; whose they are is told by `group`, or else by the tower's USER_ID column.
+        group: a column that tells users apart.
+        batch_size: queries encoded at once.
+    """
+    task = ranking_task(
+        data,
+        query=[*([group] if group else []), *tower.schema.column_names],
+        candidate=candidate,
+        candidates=ids,
+        seen=seen,
+        seen_by=None if seen is None else [group or _user_id(tower.schema)],
+    )
+    queries = embed(tower, task.queries, batch_size).to(vectors.device)
+    values = evaluate_ranking(lambda rows: queries[rows.to(queries.device)] @ vectors.T, task, metrics)
+    return {name: float(value.mean()) for name, value in values.items()}
+
+
+def _user_id(query: Schema) -> str:
+    ids = query.select_by_tag(Tags.USER_ID).column_names
+    if len(ids) != 1:
+        raise ValueError(
+            f"to leave out seen items, evaluate must know whose they are: the query tower has {ids} tagged 'user_id'. "
+            "Give group='<the column that names the user>'."
+        )
+    return ids[0]
+
+
 def ranked_relevance(score: ScoreQueries, task: RankingTask, k: int) -> Int[Tensor, "Q k"]:
     """1 where the query's item at that rank is a positive; among equal scores positives come last (ties lose)."""
     tile = max(1, SCORES_IN_MEMORY // task.num_candidates)
@@ -123,7 +174,7 @@ def ranked_relevance(score: ScoreQueries, task: RankingTask, k: int) -> Int[Tens
 
 
 def _tile_relevance(scores: Float[Tensor, "T N"], positives: Ragged, k: int) -> Int[Tensor, "T k"]:
-    is_positive = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    is_positive = torch.zeros(scores.shape, dtype=torch.int8, device=scores.device)
     is_positive[positives.row_of_value().to(scores.device), positives.values.to(scores.device)] = 1
     best, places = scores.topk(min(k + 1, scores.shape[1]), dim=1)
     if bool(best[:, 0].isnan().any()):
@@ -132,9 +183,9 @@ def _tile_relevance(scores: Float[Tensor, "T N"], positives: Ragged, k: int) -> 
     # topk orders equal scores as it likes: where a positive has the score of its neighbour, put the row in order
     mixed = (best[:, 1:] == best[:, :-1]) & (found[:, 1:] != found[:, :-1])
     cut = (best[:, k - 1 : k] == best[:, k:]).any(1) & ((best == best[:, k - 1 : k]) & (found == 1)).any(1)
-    relevance = found[:, :k].contiguous()
+    relevance = found[:, :k].long()
     for row in torch.nonzero(mixed.any(1) | cut).flatten().tolist():
-        relevance[row] = _ties_lose(scores[row], is_positive[row], k)
+        relevance[row] = _ties_lose(scores[row], is_positive[row], k).long()
     return relevance
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors.torch
@@ -17,8 +18,10 @@ from twotower.data.batch import Batch
 from twotower.data.dataset import Dataset, PathLike
 from twotower.encoder import Tower, embed
 from twotower.errors import choose, explain_options
+from twotower.evaluation import evaluate_tower
 from twotower.files import folder_written_aside
 from twotower.indexes.exact import ExactIndex
+from twotower.metrics import RankingMetric, resolve_metrics
 from twotower.saving import read_json, read_weights, rebuild, write_module
 
 STRATEGIES: dict[str, type[ExactIndex]] = {"brute-force-topk": ExactIndex}
@@ -124,6 +127,40 @@ class TopKEncoder(nn.Module):
             ids = top.ids[:, number]
             table = table.append_column(f"id_{number}", from_tensor(ids) if isinstance(ids, Tensor) else pa.array(ids))
         return Dataset(table)
+
+    def evaluate(
+        self,
+        data: Dataset,
+        target: str,
+        *,
+        metrics: Sequence[str | RankingMetric] | None = None,
+        seen: Dataset | None = None,
+        group: str | None = None,
+        batch_size: int = 1024,
+    ) -> dict[str, float]:
+        """Rank all candidates for the queries of a dataset, as the model's evaluate does.
+
+        Args:
+            data: interactions with the query tower's columns and the target.
+            target: the column with the ids that should be found, of the same kind as the candidates' ids.
+            metrics: names or records; None takes recall, MRR, NDCG, MAP and precision at 10.
+            seen, group, batch_size: as in RetrievalModelV2.evaluate.
+        """
+        if self.index is None:
+            raise ValueError(
+                "the TopKEncoder has no candidates yet: call index_candidates, or model.to_top_k_encoder()."
+            )
+        return evaluate_tower(
+            self.query_encoder,
+            data,
+            target,
+            pl.Series(self.identifiers),
+            self.index.vectors,
+            metrics=resolve_metrics(metrics),
+            seen=seen,
+            group=group,
+            batch_size=batch_size,
+        )
 
     def save(self, path: PathLike) -> None:
         """Write a folder with the query tower, the candidates and their ids; whole or not at all, without pickle."""

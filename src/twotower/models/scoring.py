@@ -11,11 +11,10 @@ from twotower.data.batch import Batch, scalar_column, to_device
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
-from twotower.encoder import embed, evaluating
-from twotower.evaluation import evaluate_ranking, in_batch_relevance, ranking_task
+from twotower.encoder import evaluating
+from twotower.evaluation import evaluate_tower, in_batch_relevance
 from twotower.metrics import RankingMetric
 from twotower.outputs import BinaryOutput, ContrastiveOutput, ModelOutput, RegressionOutput, pair_target
-from twotower.schema import Schema, Tags
 
 if TYPE_CHECKING:
     from twotower.models.base import RetrievalModelV2
@@ -45,19 +44,17 @@ def evaluate(
     batch_size: int,
 ) -> dict[str, float]:
     """Ranking metrics over the whole catalogue, and the metrics of outputs that have a target."""
-    id_name = model.candidate_id.name
-    task = ranking_task(
+    values = evaluate_tower(
+        model.query,
         _positives(model.outputs, data),
-        query=[*([group] if group else []), *model.query.schema.column_names],
-        candidate=id_name,
-        candidates=catalog.ids.cpu(),
+        model.candidate_id.name,
+        catalog.ids.cpu(),
+        embed_catalog(model, catalog, batch_size),
+        metrics=metrics,
         seen=seen,
-        seen_by=seen_columns(model.query.schema, seen, group),
+        group=group,
+        batch_size=batch_size,
     )
-    queries = embed(model.query, task.queries, batch_size).to(model.device)
-    candidates = embed_catalog(model, catalog, batch_size)
-    per_query = evaluate_ranking(lambda rows: queries[rows.to(queries.device)] @ candidates.T, task, metrics)
-    values = {name: float(value.mean()) for name, value in per_query.items()}
     return values | _target_metrics(model, data, batch_size)
 
 
@@ -98,21 +95,6 @@ def embed_catalog(model: "RetrievalModelV2", catalog: Catalog, batch_size: int) 
             for start in range(0, len(catalog), batch_size)
         ]
     return torch.cat(parts)
-
-
-def seen_columns(query: Schema, seen: Dataset | None, group: str | None) -> list[str] | None:
-    """The columns by which seen items belong to a query: the group, else the query tower's id."""
-    if seen is None:
-        return None
-    if group is not None:
-        return [group]
-    ids = query.select_by_tag(Tags.USER_ID).column_names
-    if len(ids) != 1:
-        raise ValueError(
-            f"to leave out seen items, evaluate must know whose they are: the query tower has {ids} tagged 'user_id'. "
-            "Give group='<the column that names the user>'."
-        )
-    return ids
 
 
 def _positives(outputs: Sequence[ModelOutput], data: Dataset) -> Dataset:

@@ -28,10 +28,6 @@ class Retriever:
 
     Raises:
         ValueError: the id column is missing, or an id repeats.
-
-    Example:
-        >>> retriever = Retriever(model, preprocessor, movies)          # doctest: +SKIP
-        >>> retriever.recommend([{"user_id": 42}], k=10)                # doctest: +SKIP
     """
 
     def __init__(self, model: RetrievalModelV2, preprocessor: Preprocessor, items: Source) -> None:
