@@ -64,16 +64,16 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 
 PUBLIC = [
-    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical", "ColumnSchema",
-    "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw",
-    "EmbeddingEncoder",
-    "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "HitRateAt", "History", "InBatchSamplerV2", "InputBlockV2", "L2Norm",
-    "Loader", "MLPBlock", "MRRAt", "MatrixFactorizationModelV2", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
-    "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput", "RetrievalModelV2",
-    "Retriever", "Schema", "Step", "TagSet", "Tags", "Text", "TopK", "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2",
-    "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column", "create_continuous_column",
-    "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "sample_batch", "save_bundle",
-    "save_schema", "split_by_time", "unique_rows_by_features",
+    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical",
+    "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain",
+    "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "History",
+    "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "Loader", "MLPBlock", "MRRAt",
+    "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
+    "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput",
+    "RetrievalModelV2", "Retriever", "Schema", "Step", "TagSet", "Tags", "Text", "TopK", "TopKEncoder",
+    "TwoTowerModel", "TwoTowerModelV2", "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column",
+    "create_continuous_column", "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings",
+    "load_schema", "sample_batch", "save_bundle", "save_schema", "split_by_time", "unique_rows_by_features",
 ]  # fmt: skip
 
 

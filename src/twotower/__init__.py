@@ -14,7 +14,7 @@ from twotower.data.histories import build_histories, latest_histories
 from twotower.data.loader import Loader
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
-from twotower.data.sources import load_movietweetings
+from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import split_by_time
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.indexes.exact import ExactIndex
@@ -81,6 +81,7 @@ __all__ = [
     "Loader",
     "MLPBlock",
     "MRRAt",
+    "MovieTweetings",
     "MatrixFactorizationModelV2",
     "NDCGAt",
     "Numeric",
