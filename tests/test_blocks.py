@@ -252,3 +252,12 @@ def test_encode_gives_index_and_numbered_columns() -> None:
     assert table.to_dataset().num_rows == 40
     with pytest.raises(ValueError, match="expected one column tagged 'session_id'"):
         encoder.encode(data, index=Tags.SESSION_ID)
+
+
+def test_a_tower_can_be_saved_alone(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    data = clubs(rows=50)
+    encoder = tt.Encoder(data.schema.select_by_tag(Tags.USER), tt.MLPBlock([8], dropout=0.5), post=tt.L2Norm())
+    encoder.save(tmp_path / "tower")
+    again = tt.Encoder.load(tmp_path / "tower")
+    with torch.no_grad():
+        torch.testing.assert_close(again(data.batch()), encoder.eval()(data.batch()))

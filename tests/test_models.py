@@ -255,3 +255,14 @@ def test_sampled_metrics_only_by_name() -> None:
     assert set(model.evaluate(train, sampled="in-batch", metrics=["recall_at_10"])) == {"in_batch_recall_at_10"}
     with pytest.raises(ValueError, match="unknown sampled 'batch'"):
         model.evaluate(train, sampled="batch")
+
+
+def test_options_of_the_trainer_pass_through() -> None:
+    train = clubs(rows=600)
+    model = two_tower(train)
+    options = {"precision": "bf16-mixed", "gradient_clip_val": 0.5, "accumulate_grad_batches": 2, "accelerator": "cpu"}
+    model.compile(learning_rate=0.02)
+    history = model.fit(train, epochs=4, batch_size=100, verbose=False, trainer_options=options)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert {float(s["step"]) for s in model.optimizer_state["state"].values()} == {12.0}  # 24 batches, two in a step

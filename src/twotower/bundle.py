@@ -15,9 +15,8 @@ import safetensors.torch
 from jaxtyping import Float
 from torch import Tensor
 
-from twotower.data.dataset import PathLike
 from twotower.data.preprocessor import Preprocessor
-from twotower.files import folder_written_aside
+from twotower.files import PathLike, folder_written_aside
 from twotower.models.base import RetrievalModelV2
 
 FORMAT = 1

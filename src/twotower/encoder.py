@@ -1,6 +1,6 @@
 """Encoder: one tower, from the columns of a batch to a vector for each row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,8 @@ from twotower.data.batch import Batch, column, example_batch, to_device
 from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
 from twotower.data.ragged import Ragged
+from twotower.files import PathLike
+from twotower.saving import load_module, save_module
 from twotower.schema import ColumnSchema, Schema, Tags
 
 
@@ -78,6 +80,15 @@ class Encoder(nn.Module):
             batch_size: rows encoded at once.
         """
         return encode(self, dataset, index, batch_size)
+
+    def save(self, path: PathLike) -> None:
+        """Write the tower to a folder, without pickle; whole or not at all."""
+        save_module(self, path)
+
+    @classmethod
+    def load(cls, path: PathLike, custom_objects: Mapping[str, type] | None = None) -> "Encoder":
+        """Read what `save` wrote; blocks of your own by name in `custom_objects`."""
+        return load_module(path, custom_objects)
 
     def fit(self, *_: object, **__: object) -> None:
         """Towers are trained inside a model: always raises NotImplementedError."""

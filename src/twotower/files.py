@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PathLike = str | os.PathLike[str]
+
 
 @contextmanager
-def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def written_aside(path: PathLike) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` only if the block succeeds."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +27,7 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+def folder_written_aside(path: PathLike) -> Iterator[Path]:
     """The same for a folder. A folder that stood at `path` is replaced in two renames, and put back on failure."""
     target = Path(path)
     if target.exists() and not target.is_dir():

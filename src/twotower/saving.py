@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from twotower.files import PathLike, folder_written_aside
 from twotower.metrics import RankingMetric
 from twotower.schema import ColumnSchema, Schema, Tags
 from twotower.schema_io import schema_from_json, schema_to_json
@@ -157,6 +158,20 @@ def write_module(module: nn.Module, folder: Path, extra: Mapping[str, Json] | No
     text = {"format": FORMAT, "twotower": library.__version__, "module": describe(module), **(extra or {})}
     (folder / "module.json").write_text(json.dumps(text, indent=1))
     safetensors.torch.save_file(_distinct(module.state_dict()), folder / "weights.safetensors")
+
+
+def save_module(module: nn.Module, path: PathLike) -> None:
+    """Write a module's folder aside, then put it in place."""
+    with folder_written_aside(path) as folder:
+        write_module(module, folder)
+
+
+def load_module(path: PathLike, custom_objects: Classes | None = None) -> Any:
+    """The module that `save_module` wrote, in evaluation mode."""
+    folder = Path(path)
+    module: nn.Module = rebuild(read_json(folder)["module"], custom_objects)
+    read_weights(module, folder)
+    return module.eval()
 
 
 def read_json(folder: Path) -> Json:

@@ -17,11 +17,10 @@ from google.protobuf import (
     text_format,
 )
 
-from twotower.files import written_aside
+from twotower.files import PathLike, written_aside
 from twotower.schema import ColumnSchema, Schema
 from twotower.tags import Tags
 
-PathLike = str | os.PathLike[str]
 _F = descriptor_pb2.FieldDescriptorProto
 # the part of the message that schemas use: message to fields (name, type, repeated); numbers do not show in text
 MESSAGES: dict[str, list[tuple[str, Any, bool]]] = {

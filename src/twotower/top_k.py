@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from twotower.candidates import TopK
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch
-from twotower.data.dataset import Dataset, PathLike
+from twotower.data.dataset import Dataset
 from twotower.encoder import Tower, embed
 from twotower.errors import choose, explain_options
 from twotower.evaluation import evaluate_tower
-from twotower.files import folder_written_aside
+from twotower.files import PathLike, folder_written_aside
 from twotower.indexes.exact import ExactIndex
 from twotower.metrics import RankingMetric, resolve_metrics
 from twotower.saving import read_json, read_weights, rebuild, write_module

@@ -14,14 +14,12 @@ import torch
 from twotower.data.arrow import to_batch
 from twotower.data.batch import Batch
 from twotower.errors import unknown
-from twotower.files import written_aside
+from twotower.files import PathLike, written_aside
 from twotower.schema import Schema, Tags, schema_from_arrow
 from twotower.schema_io import find_schema, save_schema
 
 if TYPE_CHECKING:
     import pandas as pd
-
-PathLike = str | os.PathLike[str]
 
 
 class ArrowTabular(Protocol):

@@ -20,9 +20,9 @@ from twotower.data.columns import (
     numbers,
     words,
 )
-from twotower.data.dataset import Dataset, PathLike, Source
+from twotower.data.dataset import Dataset, Source
 from twotower.errors import choose, unknown
-from twotower.files import folder_written_aside
+from twotower.files import PathLike, folder_written_aside
 from twotower.schema import ColumnSchema, Schema, Tags
 from twotower.tags import TARGETS
 

@@ -10,10 +10,11 @@ from twotower.candidates import Candidates
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
-from twotower.data.dataset import Dataset, PathLike
+from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
 from twotower.encoder import Tower, embeddings_dataset, encode
 from twotower.errors import explain_options, explain_options_with
+from twotower.files import PathLike
 from twotower.metrics import RankingMetric, resolve_metrics
 from twotower.models import scoring, storing
 from twotower.models.parts import candidate_id_column, check_outputs, check_widths, table_tower

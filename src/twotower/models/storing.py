@@ -13,8 +13,8 @@ import torch
 from twotower.data.arrow import from_batch
 from twotower.data.batch import scalar_column
 from twotower.data.catalog import Catalog
-from twotower.data.dataset import Dataset, PathLike
-from twotower.files import folder_written_aside
+from twotower.data.dataset import Dataset
+from twotower.files import PathLike, folder_written_aside
 from twotower.saving import describe, read_json, read_weights, rebuild, write_module
 from twotower.schema import Schema
 from twotower.training.compiled import Compiled

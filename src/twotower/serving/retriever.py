@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twotower.bundle import Bundle, load_bundle, save_bundle
-from twotower.data.dataset import Dataset, PathLike, Source
+from twotower.data.dataset import Dataset, Source
 from twotower.data.preprocessor import Preprocessor
 from twotower.encoder import embed
+from twotower.files import PathLike
 from twotower.indexes.exact import ExactIndex
 from twotower.models.base import RetrievalModelV2
 
