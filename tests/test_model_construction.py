@@ -153,3 +153,20 @@ def test_a_model_can_be_copied() -> None:
 
 def test_repr_does_not_print_weights() -> None:
     assert len(repr(tt.TwoTowerModelV2(*towers(DATA)))) < 3000
+
+
+def test_tables_are_read_with_the_models_own_schema() -> None:
+    """Encoded tables need no Dataset around them: the towers know how to read their columns."""
+    frame = DATA.to_polars()
+    model = tt.TwoTowerModelV2(*towers(DATA))
+    model.fit(frame, batch_size=50, verbose=False)
+    torch.testing.assert_close(model.predict(frame), model.predict(DATA))
+    assert model.evaluate(frame, metrics="recall_at_5") == model.evaluate(DATA, metrics=["recall_at_5"])
+    with pytest.raises(ValueError, match="no Parquet file at 'train'"):
+        model.fit("train", batch_size=50)
+    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+        model.fit(frame, batch_size=50, epochs=0)
+    with pytest.raises(ValueError, match="give at least one metric"):
+        model.evaluate(frame, metrics=[])
+    with pytest.raises(ValueError, match=r"the data lacks the index column. unknown column 'usr'"):
+        model.query_embeddings(DATA, index="usr")

@@ -1,7 +1,6 @@
 """What a model must beat: popularity, and neighbours of the user's items. They rank in the model's own evaluator."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from twotower.data.dataset import Dataset
 from twotower.evaluation import evaluate_ranking, ranking_task
-from twotower.metrics import RankingMetric, resolve_metrics
+from twotower.metrics import Metrics, resolve_metrics
 
 
 class Baseline(ABC):
@@ -39,9 +38,7 @@ class Baseline(ABC):
     def scores(self, users: pl.Series) -> Float[Tensor, "T N"]:
         """The score of every item for some users, in the order of `items`."""
 
-    def evaluate(
-        self, data: Dataset, seen: Dataset | None = None, metrics: Sequence[str | RankingMetric] | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, data: Dataset, seen: Dataset | None = None, metrics: Metrics | None = None) -> dict[str, float]:
         """The means of the metrics, each user of `data` being one query; `seen` items are not ranked again."""
         task = ranking_task(data, query=[self.user], candidate=self.item, candidates=self.items, seen=seen)
         users = task.queries.to_polars()[self.user]

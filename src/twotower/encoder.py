@@ -15,6 +15,7 @@ from twotower.data.batch import Batch, column, example_batch, to_device
 from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
 from twotower.data.ragged import Ragged
+from twotower.errors import unknown
 from twotower.files import PathLike
 from twotower.saving import load_module, save_module
 from twotower.schema import ColumnSchema, Schema, Tags
@@ -185,6 +186,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def encode(tower: Tower, dataset: Dataset, index: str | Tags, batch_size: int = 1024) -> Dataset:
     """Index column and vectors of all rows, as one Dataset."""
     name = index_column(dataset.schema, index)
+    if name not in dataset.column_names:
+        raise ValueError(f"the data lacks the index column. {unknown('column', name, dataset.column_names)}")
     return embeddings_dataset(dataset, name, embed(tower, dataset, batch_size))
 
 

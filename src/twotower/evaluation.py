@@ -109,7 +109,10 @@ def evaluate_ranking(score: ScoreQueries, task: RankingTask, metrics: Sequence[R
     """
     k = max(metric.k for metric in metrics)
     if k > task.num_candidates:
-        raise ValueError(f"a metric at k={k} needs at least {k} candidates; the catalogue has {task.num_candidates}.")
+        raise ValueError(
+            f"a metric at k={k} needs at least {k} candidates; the catalogue has {task.num_candidates}. "
+            f"Lower k, such as metrics=['recall_at_{task.num_candidates}']."
+        )
     relevance = ranked_relevance(score, task, k)
     return {metric.name: metric(relevance, task.num_positives) for metric in metrics}
 

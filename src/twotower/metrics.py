@@ -185,6 +185,8 @@ class NDCGAt(RankingMetric):
         return ndcg_at(relevance, positives, self.k)
 
 
+Metrics = str | RankingMetric | Sequence[str | RankingMetric]
+
 METRICS: dict[str, type[RankingMetric]] = {
     "recall_at": RecallAt,
     "precision_at": PrecisionAt,
@@ -199,11 +201,14 @@ METRICS: dict[str, type[RankingMetric]] = {
 DEFAULT_METRICS: tuple[RankingMetric, ...] = (RecallAt(), MRRAt(), NDCGAt(), AvgPrecisionAt(), PrecisionAt())
 
 
-def resolve_metrics(metrics: Sequence[str | RankingMetric] | None) -> tuple[RankingMetric, ...]:
+def resolve_metrics(metrics: Metrics | None) -> tuple[RankingMetric, ...]:
     """Records from names such as "ndcg_at_20" (without a number: at 10), records, or the default five."""
     if metrics is None:
         return DEFAULT_METRICS
-    return tuple(_by_name(metric) if isinstance(metric, str) else metric for metric in metrics)
+    given = [metrics] if isinstance(metrics, (str, RankingMetric)) else list(metrics)
+    if not given:
+        raise ValueError(f"give at least one metric, such as 'recall_at_10'; names are {sorted(METRICS)}.")
+    return tuple(_by_name(metric) if isinstance(metric, str) else metric for metric in given)
 
 
 def _by_name(name: str) -> RankingMetric:

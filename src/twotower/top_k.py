@@ -21,7 +21,7 @@ from twotower.errors import choose, explain_options
 from twotower.evaluation import evaluate_tower
 from twotower.files import PathLike, folder_written_aside
 from twotower.indexes.exact import ExactIndex
-from twotower.metrics import RankingMetric, resolve_metrics
+from twotower.metrics import Metrics, resolve_metrics
 from twotower.saving import read_json, read_weights, rebuild, write_module
 
 STRATEGIES: dict[str, type[ExactIndex]] = {"brute-force-topk": ExactIndex}
@@ -133,7 +133,7 @@ class TopKEncoder(nn.Module):
         data: Dataset,
         target: str,
         *,
-        metrics: Sequence[str | RankingMetric] | None = None,
+        metrics: Metrics | None = None,
         seen: Dataset | None = None,
         group: str | None = None,
         batch_size: int = 1024,

@@ -141,9 +141,15 @@ def test_resume_at_any_batch(after: int) -> None:
     assert batches(second, 12 - after) == whole[after:]
 
 
+def test_a_look_at_one_batch_takes_nothing_from_the_next_epoch() -> None:
+    loader = tt.Loader(tt.Dataset({"x": list(range(10))}), batch_size=4)
+    next(iter(loader))
+    assert sorted(x for batch in loader for x in batch["x"].tolist()) == list(range(10))
+
+
 def test_loader_errors() -> None:
     data = tt.Dataset({"x": [1, 2]})
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
         tt.Loader(data, 0)
     with pytest.raises(ValueError, match="no batch of 3 rows can be made from 2 rows with drop_last=True"):
         tt.Loader(data, 3, drop_last=True)

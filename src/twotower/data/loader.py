@@ -40,8 +40,8 @@ class Loader:
         drop_last: bool = False,
         schema: Schema | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -49,8 +49,9 @@ class Loader:
         self.drop_last = drop_last
         self.schema = schema or dataset.schema
         self._columns = dataset.batch(self.schema)
-        self._epoch = 0
+        self._epoch = -1  # none has begun
         self._batches_done = 0
+        self._resumed = False
         if len(self) == 0:
             raise ValueError(
                 f"no batch of {batch_size} rows can be made from {dataset.num_rows} rows"
@@ -62,11 +63,14 @@ class Loader:
         return rows // self.batch_size if self.drop_last else -(-rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
+        """A new epoch from its first batch; or, right after load_state_dict, the rest of the one begun there."""
+        if not self._resumed:
+            self._epoch, self._batches_done = self._epoch + 1, 0
+        self._resumed = False
         order = self._order()
         for number in range(self._batches_done, len(self)):
             # the position moves before the batch is handed out, so that a state taken after it is exact
-            last = number + 1 == len(self)
-            self._epoch, self._batches_done = (self._epoch + 1, 0) if last else (self._epoch, number + 1)
+            self._batches_done = number + 1
             yield take(self._columns, order[number * self.batch_size : (number + 1) * self.batch_size])
 
     def _order(self) -> torch.Tensor:
@@ -77,7 +81,7 @@ class Loader:
         return torch.randperm(self.dataset.num_rows, generator=generator)
 
     def state_dict(self) -> dict[str, int]:
-        """The position: which epoch, and how many of its batches were handed out."""
+        """The position: which epoch (-1 before the first), and how many of its batches were handed out."""
         return {"seed": self.seed, "epoch": self._epoch, "batches_done": self._batches_done, "rows": len(self.dataset)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -87,3 +91,4 @@ class Loader:
                 f"the position was taken over {state['rows']} rows, this dataset has {len(self.dataset)}: not the same data."
             )
         self.seed, self._epoch, self._batches_done = state["seed"], state["epoch"], state["batches_done"]
+        self._resumed = 0 < self._batches_done < len(self)

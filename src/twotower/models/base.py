@@ -10,12 +10,12 @@ from twotower.candidates import Candidates
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
-from twotower.data.dataset import Dataset
+from twotower.data.dataset import Dataset, Source
 from twotower.data.loader import Loader
 from twotower.encoder import Tower, embeddings_dataset, encode
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
-from twotower.metrics import RankingMetric, resolve_metrics
+from twotower.metrics import Metrics, resolve_metrics
 from twotower.models import scoring, storing
 from twotower.models.parts import candidate_id_column, check_outputs, check_widths, table_tower
 from twotower.optimizers import MakeOptimizer
@@ -144,7 +144,7 @@ class RetrievalModelV2(nn.Module):
         self,
         optimizer: str | MakeOptimizer = "adam",
         loss: str | RowLoss | Mapping[str, str | RowLoss] | None = None,
-        metrics: Sequence[str | RankingMetric] | None = None,
+        metrics: Metrics | None = None,
         loss_weights: Mapping[str, float] | None = None,
         learning_rate: float | None = None,
     ) -> None:
@@ -163,7 +163,7 @@ class RetrievalModelV2(nn.Module):
         self.compiled = check_compiled(self.outputs, optimizer, loss, metrics, loss_weights, learning_rate)
         self.optimizer_state = None
 
-    def adapt(self, train: Dataset, catalog: Dataset | None = None) -> "RetrievalModelV2":
+    def adapt(self, train: Source, catalog: Source | None = None) -> "RetrievalModelV2":
         """Learn what needs no gradient: item frequencies for the samplers, and the catalogue.
 
         `fit` calls it. A loop of your own calls it once, before the first step.
@@ -172,26 +172,26 @@ class RetrievalModelV2(nn.Module):
             train: the interactions.
             catalog: one row for each candidate; by default the distinct candidates of `train`.
         """
-        ids = scalar_column(train.batch(Schema([self.candidate_id])), self.candidate_id.name)
+        ids = scalar_column(Dataset(train).batch(Schema([self.candidate_id])), self.candidate_id.name)
         for output in self.outputs:
             if isinstance(output, ContrastiveOutput):
                 output.adapt(ids.to(self.device))
         self.catalog = self._catalog_of(train if catalog is None else catalog)
         return self
 
-    def _catalog_of(self, data: Dataset) -> Catalog:
-        return Catalog.from_dataset(data, self.candidate_id.name, self.candidate.schema)
+    def _catalog_of(self, data: Source) -> Catalog:
+        return Catalog.from_dataset(Dataset(data), self.candidate_id.name, self.candidate.schema)
 
     @explain_options
     def fit(
         self,
-        train: Dataset,
+        train: Source,
         *,
         batch_size: int | None = None,
         epochs: int = 1,
-        validation_data: Dataset | None = None,
-        catalog: Dataset | None = None,
-        seen: Dataset | None = None,
+        validation_data: Source | None = None,
+        catalog: Source | None = None,
+        seen: Source | None = None,
         group: str | None = None,
         shuffle: bool = True,
         seed: int = 0,
@@ -232,6 +232,9 @@ class RetrievalModelV2(nn.Module):
         """
         from twotower.training import lightning  # takes two seconds to import, and only fit needs it
 
+        train = Dataset(train)
+        if epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {epochs}.")
         if batch_size is None:
             raise ValueError(
                 "fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step."
@@ -268,12 +271,12 @@ class RetrievalModelV2(nn.Module):
     @explain_options
     def evaluate(
         self,
-        data: Dataset,
+        data: Source,
         *,
-        catalog: Dataset | None = None,
-        seen: Dataset | None = None,
+        catalog: Source | None = None,
+        seen: Source | None = None,
         group: str | None = None,
-        metrics: Sequence[str | RankingMetric] | None = None,
+        metrics: Metrics | None = None,
         batch_size: int = 1024,
         sampled: str | None = None,
     ) -> dict[str, float]:
@@ -302,13 +305,21 @@ class RetrievalModelV2(nn.Module):
                 raise ValueError(
                     f"unknown sampled {sampled!r}: choose 'in-batch', or None to rank the whole catalogue."
                 )
-            return scoring.evaluate_in_batch(self, data, metrics=chosen, batch_size=batch_size)
+            return scoring.evaluate_in_batch(self, Dataset(data), metrics=chosen, batch_size=batch_size)
         known = self._known_catalog("evaluate ranks all candidates") if catalog is None else self._catalog_of(catalog)
-        return scoring.evaluate(self, data, known, metrics=chosen, seen=seen, group=group, batch_size=batch_size)
+        return scoring.evaluate(
+            self,
+            Dataset(data),
+            known,
+            metrics=chosen,
+            seen=None if seen is None else Dataset(seen),
+            group=group,
+            batch_size=batch_size,
+        )
 
-    def predict(self, dataset: Dataset, batch_size: int = 1024) -> Tensor | dict[str, Tensor]:
+    def predict(self, dataset: Source, batch_size: int = 1024) -> Tensor | dict[str, Tensor]:
         """The score of the query and the candidate on each row, (rows, 1); by output's name if there are several."""
-        scores = scoring.predict(self, dataset, batch_size)
+        scores = scoring.predict(self, Dataset(dataset), batch_size)
         return scores if len(scores) > 1 else next(iter(scores.values()))
 
     def batch_predict(self, dataset: Dataset, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Dataset:

@@ -126,6 +126,9 @@ class Retriever:
 
 
 def _frame(queries: Source | Sequence[Mapping[str, object]]) -> pl.DataFrame:
-    if isinstance(queries, (list, tuple)) and all(isinstance(query, Mapping) for query in queries):
+    if isinstance(queries, (list, tuple)):
+        wrong = [type(query).__name__ for query in queries if not isinstance(query, Mapping)]
+        if wrong:
+            raise ValueError(f"queries must be dicts of column to value, or a table; got a list with a {wrong[0]}.")
         return pl.DataFrame(list(queries), infer_schema_length=None)
     return Dataset(queries).to_polars()  # type: ignore[arg-type]

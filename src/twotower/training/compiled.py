@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from twotower.errors import unknown
-from twotower.metrics import DEFAULT_METRICS, RankingMetric, resolve_metrics
+from twotower.metrics import DEFAULT_METRICS, Metrics, RankingMetric, resolve_metrics
 from twotower.optimizers import OPTIMIZERS, MakeOptimizer, make_optimizer
 from twotower.outputs import ModelOutput, RowLoss
 
@@ -39,7 +39,7 @@ def check_compiled(
     outputs: Sequence[ModelOutput],
     optimizer: str | MakeOptimizer,
     loss: str | RowLoss | Mapping[str, str | RowLoss] | None,
-    metrics: Sequence[str | RankingMetric] | None,
+    metrics: Metrics | None,
     loss_weights: Mapping[str, float] | None,
     learning_rate: float | None,
 ) -> Compiled:
