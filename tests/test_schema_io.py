@@ -84,6 +84,41 @@ def test_reading_merlins_json() -> None:
     assert (hist.dtype, hist.is_list, hist.is_ragged) == ("float64", True, False)
 
 
+# what merlin-core 23.8 wrote for an int64 scalar, a ragged int32 list, a list of three, one of one to four, and a float
+WRITTEN_BY_MERLIN = """{"feature": [
+{"name": "user_id", "type": "INT", "intDomain": {"name": "user_id", "max": "9007199254740995", "isCategorical": true},
+ "annotation": {"tag": ["user", "id", "categorical"], "extraMetadata": [{"is_ragged": false, "num_buckets": null,
+ "dtype_item_size": 64.0, "freq": 3.0, "_dims": [], "is_list": false}]}},
+{"name": "hist", "valueCount": {}, "type": "INT", "intDomain": {"name": "item_id", "max": "20"}, "annotation": {"tag": ["item"],
+ "extraMetadata": [{"is_list": true, "_dims": [[0.0, null], [0.0, null]], "dtype_item_size": 32.0, "is_ragged": true}]}},
+{"name": "fix", "valueCount": {"min": "3", "max": "3"}, "type": "FLOAT", "annotation": {"extraMetadata":
+ [{"_dims": [[0.0, null], 3.0], "is_list": true, "is_ragged": false, "dtype_item_size": 32.0}]}},
+{"name": "rag", "valueCount": {"min": "1", "max": "4"}, "type": "FLOAT", "annotation": {"extraMetadata":
+ [{"is_list": true, "is_ragged": true, "_dims": [[0.0, null], [1.0, 4.0]], "dtype_item_size": 32.0}]}},
+{"name": "price", "type": "FLOAT", "floatDomain": {"name": null, "min": 0.5, "max": 9}, "annotation": {"tag": ["vip"],
+ "extraMetadata": [{"dtype_item_size": 64.0, "_dims": [], "is_list": false, "is_ragged": false}]}}]}"""
+
+
+def test_reading_what_merlin_wrote() -> None:
+    user, hist, fix, rag, price = schema_from_json(WRITTEN_BY_MERLIN)
+    assert (user.dtype, user.is_list, user.cardinality) == ("int64", False, 9007199254740996)
+    assert (hist.dtype, hist.is_list, hist.is_ragged, hist.int_domain) == (
+        "int32",
+        True,
+        True,
+        tt.Domain(0, 20, "item_id"),
+    )
+    assert (fix.is_list, fix.is_ragged, fix.value_count) == (True, False, tt.Domain(3, 3))
+    assert (rag.is_list, rag.is_ragged, rag.value_count) == (True, True, tt.Domain(1, 4))
+    assert price.float_domain == tt.Domain(0.5, 9)
+
+
+def test_written_text_keeps_the_metadata_packed() -> None:
+    """Merlin's reader knows no other form than type_url and value."""
+    text = schema_to_pbtxt(Schema([ColumnSchema("a", dtype="int64")]))
+    assert 'type_url: "type.googleapis.com/google.protobuf.Struct"' in text
+
+
 def test_written_json_is_in_merlins_form() -> None:
     column = ColumnSchema(
         "a", [Tags.ITEM_ID, Tags.CATEGORICAL], "int32", properties={"domain": {"min": 0, "max": 5}, "k": 1}

@@ -53,7 +53,8 @@ OWN_KEYS = ("is_list", "is_ragged", "dtype_item_size", "_dims", "_dtype", "_doma
 
 def schema_to_pbtxt(schema: Schema) -> str:
     """The schema as protobuf text."""
-    return text_format.MessageToString(_to_message(schema))
+    # an empty pool keeps the packed metadata as type_url and value, the one form that Merlin reads
+    return text_format.MessageToString(_to_message(schema), descriptor_pool=descriptor_pool.DescriptorPool())
 
 
 def schema_from_pbtxt(text: str) -> Schema:
@@ -221,7 +222,7 @@ def _from_feature(feature: Any, json_metadata: list[Mapping[str, Any]] | None) -
         if domain_name == "int_domain" and domain.is_categorical and Tags.CATEGORICAL.value not in tags:
             tags.append(Tags.CATEGORICAL.value)
     dims = metadata.get("_dims")
-    lists = _lists(feature, metadata, properties) if not dims else {"dims": tuple((int(a), _whole(b)) for a, b in dims)}
+    lists = {"dims": tuple(_dim(d) for d in dims)} if dims else _lists(feature, metadata, properties)
     return ColumnSchema(feature.name, tags, _dtype(kind, metadata), properties=properties, **lists)
 
 
@@ -244,8 +245,10 @@ def _dtype(kind: str, metadata: Mapping[str, Any]) -> str | None:
     return {"INT": f"int{size}", "FLOAT": f"float{size}", "BYTES": "string"}.get(kind)
 
 
-def _whole(end: float | None) -> int | None:
-    return None if end is None else int(end)
+def _dim(written: Any) -> tuple[int, int | None]:
+    """Merlin writes one number for a fixed dimension, and smallest and largest for another."""
+    low, high = written if isinstance(written, list) else (written, written)
+    return int(low or 0), None if high is None else int(high)
 
 
 def _unpack(packed: any_pb2.Any) -> dict[str, Any]:
