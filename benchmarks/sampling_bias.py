@@ -1,4 +1,4 @@
-"""What the correction does, where the truth is known: `python benchmarks/sampling_bias.py`, about three minutes.
+"""What the correction does, where the truth is known: `python benchmarks/sampling_bias.py`, about four minutes.
 
 Users and items belong to four clubs. Nine events of ten stay within the user's club, where the items' shares fall as
 1 / rank: the first item of a club has 32 % of the events. The corrected softmax should learn just that.
@@ -16,7 +16,7 @@ from tests.worlds import clubs, towers
 import twotower as tt
 
 
-def share_of_first_item(batch_size: int, epochs: int, correction: bool) -> float:
+def share_of_first_item(batch_size: int, epochs: int, correction: bool | str) -> float:
     """The probability that the model gives the first item of a club, mean over the four clubs."""
     train = clubs(rows=8000, seed=3)
     torch.manual_seed(0)
@@ -34,8 +34,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     print("truth 0.316")
     for batch_size, epochs in ((8, 8), (32, 12), (256, 30)):
-        corrected, plain = (share_of_first_item(batch_size, epochs, correction) for correction in (True, False))
+        logq, corrected, plain = (share_of_first_item(batch_size, epochs, c) for c in ("logq", "corrected", False))
         expected = batch_size * 0.925 / 4 / 2.929
-        print(
-            f"batch {batch_size:3d}, first item expected {expected:5.2f} times: corrected {corrected:.3f}, plain {plain:.3f}"
-        )
+        print(f"batch {batch_size:3d}, first item expected {expected:5.2f} times:", end=" ")
+        print(f"logq {logq:.3f}, corrected {corrected:.3f}, plain {plain:.3f}", flush=True)

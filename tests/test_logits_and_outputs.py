@@ -100,6 +100,39 @@ def test_expected_counts_of_samplers_add_up() -> None:
     torch.testing.assert_close(positive, torch.tensor([1.0, 0, 3]) - expected_counts.log().float())
 
 
+def test_the_corrected_correction_by_hand() -> None:
+    # the positive stays; the pool's items are expected (3 - 1) p times besides the row's own
+    positive, negative = in_batch(COUNTED, logq_sampling_correction="corrected").logits(STEP)
+    assert positive.tolist() == [1.0, 0.0, 3.0]
+    log_5, log_7 = math.log(2 * 10 / 1109), math.log(2 * 100 / 1109)
+    by_hand = [[-INF, 2 - log_7, -INF], [2 - log_5, -INF, 6 - log_5], [-INF, 2 - log_7, -INF]]
+    torch.testing.assert_close(negative, torch.tensor(by_hand))
+    with pytest.raises(ValueError, match="downscore_false_negatives=False would leave in"):
+        in_batch(logq_sampling_correction="corrected", downscore_false_negatives=False)
+
+
+def test_the_corrected_sum_is_unbiased_even_for_an_item_that_fills_the_batch() -> None:
+    """E[exp(s_y) + corrected pool] = the sum over all items, to within four standard errors; "logq" is far from it."""
+    generator = torch.Generator().manual_seed(3)
+    p = torch.tensor([0.6, 0.2, 0.1, 0.06, 0.04])  # in a batch of 16 the first is expected 9.6 times
+    events = torch.repeat_interleave(torch.arange(5), (p * 100).round().long())
+    vectors, query = torch.randn(5, 3, generator=generator), torch.randn(1, 3, generator=generator)
+    truth = (query @ vectors.T).exp().sum().item()
+    for name, is_unbiased in (("corrected", True), ("logq", False)):
+        output = in_batch(events, logq_sampling_correction=name)
+        sums = []
+        for _ in range(3000):
+            others = events[torch.randint(100, (15,), generator=generator)]
+            ids = torch.cat([torch.tensor([0]), others])  # the row in question holds item 0
+            step = tt.Step({}, query.expand(16, 3), Candidates(ids, vectors[ids]), no_encode)
+            positive, negative = output.logits(step)
+            sums.append(positive[0].exp() + negative[0].exp().sum())
+        estimate = torch.stack(sums)
+        error = estimate.std().item() / 3000**0.5
+        assert (abs(estimate.mean().item() - truth) < 4 * error) == is_unbiased
+        assert error < 0.02 * truth
+
+
 def test_an_uncounted_item_is_an_error_and_not_a_floor() -> None:
     with pytest.raises(ValueError, match="frequency was never counted"):
         all_logits(in_batch(torch.tensor([5, 5])))

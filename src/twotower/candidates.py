@@ -33,10 +33,13 @@ class Draw:
         candidates: the N candidates drawn; ids may repeat.
         log_expected_count: for any ids (M,), log E_j (M,): how often j is expected among the N. -inf for an id that
             cannot be drawn.
+        log_expected_negatives: the same when it is known that one row's own positive, another id than j, is among the
+            N for certain; None where the draw does not depend on the rows.
     """
 
     candidates: Candidates
     log_expected_count: Callable[[Tensor], Tensor]
+    log_expected_negatives: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)

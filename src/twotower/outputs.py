@@ -1,7 +1,7 @@
 """Outputs: from the two vectors of a row to a loss in training and a score in prediction."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,13 @@ from twotower.samplers import CandidateSampler, Samplers, resolve_samplers
 from twotower.schema import ColumnSchema, Schema, Tags
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]
-# the logq_sampling_correction option: name to whether log E is subtracted
-CORRECTIONS: dict[str, bool] = {"logq": True, "True": True, "False": False}
+# the logq_sampling_correction option: name to (correct the pool, correct the positive too)
+CORRECTIONS: dict[str, tuple[bool, bool]] = {
+    "logq": (True, True),
+    "True": (True, True),
+    "corrected": (True, False),
+    "False": (False, False),
+}
 
 
 def _bce(logit: Tensor, target: Tensor) -> Tensor:
@@ -137,7 +142,10 @@ class ContrastiveOutput(ModelOutput):
         schema: holds the candidate id column; with one column, or one tagged ITEM_ID.
         logits_temperature: T > 0; in training only, predictions are plain dot products.
         logq_sampling_correction: True or "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
-            equation 4) with the summed expected counts of all samplers; False does not.
+            equation 4) with the summed expected counts of all samplers. "corrected" leaves the positive as it is, since
+            it was not sampled, and its row out of the pool's expected counts (Khrylchenko et al., "Correcting the LogQ
+            Correction", RecSys 2025, arXiv 2507.09331): the sum is unbiased also for items that fill the batch. False
+            does not correct.
         downscore_false_negatives: mask pool candidates that are the row's own positive.
         target: a column whose rows > 0 are the positives; other rows only serve as negatives.
         sample_weight: a column of row weights >= 0.
@@ -171,7 +179,13 @@ class ContrastiveOutput(ModelOutput):
         self.logits_temperature = logits_temperature
         self.logq_sampling_correction = logq_sampling_correction
         self.downscore_false_negatives = downscore_false_negatives
-        self._corrects = choose("logq_sampling_correction", str(logq_sampling_correction), CORRECTIONS)
+        corrections = choose("logq_sampling_correction", str(logq_sampling_correction), CORRECTIONS)
+        self._corrects_pool, self._corrects_positive = corrections
+        if logq_sampling_correction == "corrected" and not downscore_false_negatives:
+            raise ValueError(
+                'logq_sampling_correction="corrected" takes the positive out of the pool, which downscore_false_negatives='
+                "False would leave in. Drop one of the two."
+            )
 
     def set_negative_samplers(self, samplers: Samplers) -> None:
         """Replace the samplers; call the model's adapt (or fit) afterwards if they learn from data."""
@@ -200,11 +214,13 @@ class ContrastiveOutput(ModelOutput):
         query, own = step.query.float(), step.candidate.vectors.float()
         positive = logits.scale(logits.positive_scores(query, own), self.logits_temperature)
         negative = logits.scale(logits.pool_scores(query, pool.vectors.float()), self.logits_temperature)
-        if self._corrects:
-            ids = torch.cat([step.candidate.ids, pool.ids])
-            expected = torch.stack([draw.log_expected_count(ids) for draw in draws]).logsumexp(0)
-            positive = logits.correct(positive, expected[: len(positive)])
-            negative = logits.correct(negative, expected[len(positive) :])
+        if self._corrects_positive:
+            counts = [draw.log_expected_count for draw in draws]
+            positive = logits.correct(positive, _sum_of_counts(counts, step.candidate.ids))
+        else:
+            counts = [draw.log_expected_negatives or draw.log_expected_count for draw in draws]
+        if self._corrects_pool:
+            negative = logits.correct(negative, _sum_of_counts(counts, pool.ids))
         if self.downscore_false_negatives:
             negative = logits.mask(negative, logits.false_negatives(step.candidate.ids, pool.ids))
         return positive, negative
@@ -292,6 +308,11 @@ class RegressionOutput(ModelOutput):
     def predict(self, query: Float[Tensor, "B D"], candidate: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
         """The predicted number of each pair."""
         return self.to_value(self.pre(query, candidate))
+
+
+def _sum_of_counts(counts: Sequence[Callable[[Tensor], Tensor]], ids: Tensor) -> Tensor:
+    """log of the summed expected counts of all samplers, (M,)."""
+    return torch.stack([count(ids) for count in counts]).logsumexp(0)
 
 
 def pair_target(batch: Batch, name: str) -> Float[Tensor, "B"]:

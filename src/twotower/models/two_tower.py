@@ -38,7 +38,7 @@ def TwoTowerModelV2(  # noqa: N802  (the name that Merlin users know)
         logits_temperature: T of the contrastive output.
         negative_samplers: of the contrastive output; "in-batch" by default.
         schema: holds the candidate id column, for a candidate tower that does not read it.
-        logq_sampling_correction: "logq" (the default) or False.
+        logq_sampling_correction: "logq" (the default), "corrected" or False, as in ContrastiveOutput.
         downscore_false_negatives: mask pool candidates equal to the row's positive; True by default.
         target: a column whose rows > 0 are the positives; by default all rows.
         sample_weight: a column of row weights.
