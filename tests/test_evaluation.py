@@ -9,7 +9,7 @@ import torch
 
 import twotower as tt
 from tests.worlds import clubs, towers
-from twotower import evaluation
+from twotower import Tags, evaluation
 from twotower.baselines import ItemKNN, Popularity
 from twotower.evaluation import evaluate_ranking, ranked_relevance, ranking_task
 
@@ -119,6 +119,21 @@ def test_seen_items_and_groups_of_the_model() -> None:
     nameless = tt.TwoTowerModelV2(content_only, towers(train)[1]).adapt(train)
     with pytest.raises(ValueError, match="must know whose they are.*Give group="):
         nameless.evaluate(test, seen=train)
+
+
+def test_unknown_users_are_not_one_user() -> None:
+    events = {"user_id": ["a", "b", "a", "b"], "item_id": [1, 2, 3, 1]}
+    preprocessor = tt.Preprocessor(
+        {"user_id": tt.Categorical((Tags.USER_ID,)), "item_id": tt.Categorical((Tags.ITEM_ID,))}
+    )
+    train = preprocessor.fit_transform(events)
+    test = preprocessor.transform({"user_id": ["new", "newer"], "item_id": [1, 2], "raw": ["new", "newer"]})
+    model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
+    with pytest.warns(UserWarning, match="2 rows hold users that the Preprocessor did not know.*give it as group"):
+        together = model.evaluate(test, metrics="recall_at_2")
+    apart = model.evaluate(test, metrics="recall_at_1", group="raw")
+    assert together["recall_at_2"] in (0.5, 1.0)
+    assert apart["recall_at_1"] in (0.0, 0.5)  # both get the same list, and want different items
 
 
 def test_in_batch_metrics_by_hand() -> None:

@@ -105,6 +105,19 @@ def test_other_models_too(kind: str, tmp_path) -> None:  # type: ignore[no-untyp
     torch.testing.assert_close(one, other)
 
 
+def test_pytorchs_own_layers_can_be_saved(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    data = clubs(rows=100)
+    user, item = data.schema.select_by_tag(Tags.USER), data.schema.select_by_tag(Tags.ITEM)
+    layers = nn.Sequential(nn.LazyLinear(6, bias=False), nn.GELU(), nn.LayerNorm(6), nn.Dropout(0.3), nn.Linear(6, 4))
+    model = tt.TwoTowerModelV2(tt.Encoder(user, layers, nn.BatchNorm1d(4)), tt.Encoder(item, nn.LazyLinear(4)))
+    model.fit(data, batch_size=50, verbose=False)
+    model.save(tmp_path / "m")
+    again = tt.RetrievalModelV2.load(tmp_path / "m")
+    torch.testing.assert_close(again.predict(data), model.predict(data))
+    assert again.query.blocks[0][0].bias is None
+    assert again.query.blocks[0][3].p == 0.3
+
+
 class Scale(nn.Module):
     """A block of the user's own that keeps its argument."""
 

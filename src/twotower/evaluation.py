@@ -141,6 +141,8 @@ def evaluate_tower(
         group: a column that tells users apart.
         batch_size: queries encoded at once.
     """
+    if group is None:
+        _warn_of_unknown_users(tower.schema, data)
     task = ranking_task(
         data,
         query=[*([group] if group else []), *tower.schema.column_names],
@@ -152,6 +154,19 @@ def evaluate_tower(
     queries = embed(tower, task.queries, batch_size).to(vectors.device)
     values = evaluate_ranking(lambda rows: queries[rows.to(queries.device)] @ vectors.T, task, metrics)
     return {name: float(value.mean()) for name, value in values.items()}
+
+
+def _warn_of_unknown_users(query: Schema, data: Dataset) -> None:
+    """Users outside the vocabulary share an id, and would be one query with the positives of all."""
+    for column in query.select_by_tag(Tags.USER_ID):
+        unknown_id = column.properties.get("unknown_id")
+        if unknown_id is not None and column.name in data.column_names:
+            rows = (data.to_polars()[column.name] == unknown_id).sum()
+            _warn_if(
+                int(rows),
+                f"rows hold users that the Preprocessor did not know; they share the id {unknown_id} of {column.name!r} and "
+                "may be ranked as one. Keep the raw id in another column and give it as group.",
+            )
 
 
 def _user_id(query: Schema) -> str:

@@ -67,9 +67,8 @@ class _Describer:
         for name, parameter in _parameters(type(part)).items():
             if name.endswith(("initializer", "_fn")):
                 continue
-            missing = object()
-            value = getattr(part, name, missing)
-            if value is missing or isinstance(value, torch.Tensor):
+            value = _argument(part, name, parameter)
+            if value is MISSING or isinstance(value, torch.Tensor):
                 raise ValueError(
                     f"{where} ({kind}) does not keep its argument {name!r} as an attribute, so it cannot be saved. Wrap "
                     "it in a class of your own that does, or save its state_dict() with torch.save."
@@ -143,6 +142,21 @@ class _Rebuilder:
                 f"load(path, custom_objects={{{name!r}: {name}}})."
             )
         return found
+
+
+MISSING = object()
+
+
+def _argument(part: object, name: str, parameter: inspect.Parameter) -> Any:
+    """The value that a constructor's argument had, as far as the attributes tell; MISSING if they do not."""
+    value = getattr(part, name, MISSING)
+    if value is MISSING and isinstance(part, nn.Sequential):
+        return list(part)
+    if value is MISSING and name in ("device", "dtype"):  # of PyTorch's layers; the weights carry them
+        return parameter.default
+    if isinstance(parameter.default, bool) and (value is None or isinstance(value, torch.Tensor)):
+        return value is not None  # PyTorch's layers ask bias=True, and keep the bias
+    return value
 
 
 def _parameters(kind: type) -> Mapping[str, inspect.Parameter]:

@@ -173,12 +173,15 @@ def same_kind(raw: pl.Series, kind: pl.DataType) -> pl.Series:
 
 def categorical_schema(name: str, tags: tuple[Tags | str, ...], vocabulary: Vocabulary, is_list: bool) -> ColumnSchema:
     """The schema of an encoded column; columns that share a vocabulary share the domain's name."""
-    domain = {"min": 0, "max": vocabulary.largest_id, "name": vocabulary.name}
+    properties = {
+        "domain": {"min": 0, "max": vocabulary.largest_id, "name": vocabulary.name},
+        "unknown_id": UNKNOWN,
+    }
     return ColumnSchema(
         name,
         (*tags, Tags.CATEGORICAL),
         dtype="int64",
         is_list=is_list,
         is_ragged=is_list,
-        properties={"domain": domain},
+        properties=properties,
     )
