@@ -36,8 +36,6 @@ class PopularityBasedSamplerV2(CandidateSampler):
         0.2891
     """
 
-    log_p: Tensor
-
     @explain_options
     def __init__(
         self, max_id: int, min_id: int = 0, max_num_samples: int = 10, unique: bool = True, seed: int | None = None
@@ -56,7 +54,8 @@ class PopularityBasedSamplerV2(CandidateSampler):
         self.seed = seed
         self.generator = torch.Generator().manual_seed(0 if seed is None else seed)
         c = torch.arange(size, dtype=torch.float64)
-        self.register_buffer("log_p", torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1)), persistent=False)
+        # no buffer: draws are made on the CPU in float64, whatever the model's device and precision
+        self.log_p = torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1))
 
     def adapt(self, ids: Tensor) -> None:
         """Nothing to learn: the probabilities follow from the order of the ids."""
@@ -68,12 +67,11 @@ class PopularityBasedSamplerV2(CandidateSampler):
     def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
         """Draw N ids, the same for every row of the batch, and encode them."""
         device = positives.ids.device
-        log_p = self.log_p.cpu()
         if self.unique:
-            drawn, log_included = _draw_distinct(log_p, self.max_num_samples, self.generator)
+            drawn, log_included = _draw_distinct(self.log_p, self.max_num_samples, self.generator)
         else:
-            drawn = torch.multinomial(log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator)
-            log_included = log_p + math.log(self.max_num_samples)
+            drawn = torch.multinomial(self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator)
+            log_included = self.log_p + math.log(self.max_num_samples)
         ids = (drawn + self.min_id).to(device)
         table = log_included.float().to(device)
         return Draw(Candidates(ids, encode(ids)), lambda asked: self._read(table, asked))
