@@ -118,8 +118,8 @@ def test_more_distinct_ids_than_there_are_is_an_error() -> None:
 def test_frequencies_are_shares_of_the_counted_ids() -> None:
     frequency = tt.CountFrequency()
     frequency.adapt(torch.tensor([3_000_000_000, 4, 4, 4]))
-    p = frequency.log_probability(torch.tensor([4, 3_000_000_000, 5])).exp()
-    assert p.tolist() == pytest.approx([0.75, 0.25, 0.0])
+    expected = frequency.log_expected_count(torch.tensor([4, 3_000_000_000, 5]), rows=8).exp()
+    assert expected.tolist() == pytest.approx([6.0, 2.0, 0.0])
 
 
 def test_sampler_state_is_in_the_state_dict() -> None:
@@ -130,4 +130,60 @@ def test_sampler_state_is_in_the_state_dict() -> None:
     counted, empty = tt.InBatchSamplerV2(), tt.InBatchSamplerV2()
     counted.adapt(torch.tensor([1, 1, 2]))
     empty.load_state_dict(counted.state_dict())
-    assert empty.frequency.log_probability(torch.tensor([1])).exp().item() == pytest.approx(2 / 3)
+    assert empty.frequency.log_expected_count(torch.tensor([1]), rows=3).exp().item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("hashes", "bound"), [(1, 0.13), (2, 0.08), (4, 0.065)])
+def test_streaming_frequency_in_the_papers_simulation(hashes: int, bound: float) -> None:
+    """1000 items with weights i^2, 128 in a batch without replacement, 5000 buckets in all; sum |p^ - p| / (2 * 128)."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.arange(1, 1001, dtype=torch.float64) ** 2
+
+    def batch() -> torch.Tensor:
+        return (
+            (torch.empty(1000, dtype=torch.float64).exponential_(generator=generator) / weights)
+            .topk(128, largest=False)
+            .indices
+        )
+
+    truth = torch.zeros(1000)
+    for _ in range(5000):
+        truth[batch()] += 1 / 5000
+    frequency = tt.StreamingFrequency(num_buckets=5000, num_hashes=hashes, learning_rate=0.01, initial_gap=100, seed=3)
+    for _ in range(10_000):
+        frequency.observe(batch())
+    p = frequency.log_expected_count(torch.arange(1000), rows=128).exp()
+    assert ((p - truth).abs().sum() / (2 * 128)).item() < bound
+
+
+def test_streaming_frequency_by_hand() -> None:
+    """One bucket each: B <- (1 - alpha) B + alpha (t - A), once in a step however often the item repeats."""
+    frequency = tt.StreamingFrequency(num_buckets=10_000, num_hashes=1, learning_rate=0.5, initial_gap=100, seed=0)
+    frequency.observe(torch.tensor([1, 1, 1]))  # t = 1, A = 0: B = 50 + 0.5 = 50.5
+    frequency.observe(torch.tensor([2]))
+    frequency.observe(torch.tensor([1]))  # t = 3, A = 1: B = 25.25 + 1 = 26.25
+    got = frequency.log_expected_count(torch.tensor([1, 2, 3]), rows=3).exp()
+    # item 2 at t = 2, A = 0: B = 50 + 1 = 51; item 3 never
+    assert got.tolist() == pytest.approx([1 / 26.25, 1 / 51, 1 / 100])
+
+
+def test_two_items_of_one_bucket_count_once() -> None:
+    crowded = tt.StreamingFrequency(num_buckets=1, num_hashes=1, learning_rate=0.5, initial_gap=100)
+    crowded.observe(torch.tensor([1, 2, 3, 4]))
+    assert crowded.gap.tolist() == [50.5]
+
+
+def test_streaming_frequency_learns_in_training_mode_only_and_is_saved() -> None:
+    sampler = tt.InBatchSamplerV2("streaming")
+    positives = Candidates(torch.tensor([1, 2]), torch.zeros(2, 2))
+    before = sampler(positives, lambda ids: torch.zeros(0, 2)).log_expected_count(torch.tensor([1]))
+    sampler.eval()
+    again = sampler(positives, lambda ids: torch.zeros(0, 2)).log_expected_count(torch.tensor([1]))
+    assert before == again
+    other = tt.InBatchSamplerV2(tt.StreamingFrequency(seed=9))
+    other.load_state_dict(sampler.state_dict())
+    assert other.frequency.log_expected_count(torch.tensor([1]), 2) == again
+    with pytest.raises(ValueError, match="unknown frequency 'stream'.*Did you mean 'streaming'"):
+        tt.InBatchSamplerV2("stream")
+    with pytest.raises(ValueError, match="rate 2"):
+        tt.StreamingFrequency(learning_rate=2)

@@ -33,9 +33,10 @@ from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
 from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
 from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput, Step
 from twotower.samplers.base import CandidateSampler
-from twotower.samplers.frequency import CountFrequency
+from twotower.samplers.frequency import CountFrequency, Frequency
 from twotower.samplers.in_batch import InBatchSamplerV2
 from twotower.samplers.popularity import PopularityBasedSamplerV2
+from twotower.samplers.streaming import StreamingFrequency
 from twotower.schema import (
     ColumnSchema,
     Domain,
@@ -73,6 +74,7 @@ __all__ = [
     "Embeddings",
     "Encoder",
     "ExactIndex",
+    "Frequency",
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
@@ -97,6 +99,7 @@ __all__ = [
     "Retriever",
     "Schema",
     "Step",
+    "StreamingFrequency",
     "TagSet",
     "Tags",
     "Text",

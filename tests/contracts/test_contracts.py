@@ -22,6 +22,7 @@ BATCH = {"item_id": torch.tensor([3, 4, 3]), "x": torch.tensor([0.5, 1.0, 1.5])}
 
 SAMPLER_CASES = {
     "in-batch": tt.InBatchSamplerV2,
+    "in-batch, streaming": lambda: tt.InBatchSamplerV2("streaming"),
     "popularity": lambda: tt.PopularityBasedSamplerV2(max_id=49, max_num_samples=7, seed=1),
     "popularity with repeats": lambda: tt.PopularityBasedSamplerV2(max_id=49, max_num_samples=7, unique=False, seed=1),
 }
@@ -70,10 +71,9 @@ def test_samplers(name: str) -> None:
     assert expected.shape == (len(pool),)
     assert torch.isfinite(expected).all()
     everything = draw.log_expected_count(torch.arange(50)).exp()
-    # what is expected in all is what was drawn; for distinct draws on average only
-    assert everything.sum().item() == pytest.approx(
-        len(pool), rel=0.35 if "unique" in vars(sampler) and sampler.unique else 1e-4
-    )
+    # what is expected in all is what was drawn; for distinct draws on average only, and an estimate has just begun
+    rough = 0.35 if "unique" in vars(sampler) and sampler.unique else 1e-4
+    assert "streaming" in name or everything.sum().item() == pytest.approx(len(pool), rel=rough)
     pool.vectors.sum().backward()
     assert table.grad is not None
     assert copy.deepcopy(sampler).state_dict().keys() == sampler.state_dict().keys()

@@ -1,19 +1,37 @@
-"""How often each item occurs in the training data."""
+"""How often each item occurs in a batch: counted beforehand, or estimated from the stream."""
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
 
 
-class CountFrequency(nn.Module):
-    """p_j = count_j / n, counted over a finite data set. Ids are any int64; only those that occur take memory.
+class Frequency(nn.Module, ABC):
+    """Tells how often items are expected in a batch of training rows."""
 
-    There is no floor on p: an id that was never counted has p = 0, and asking for its correction is an error.
+    @abstractmethod
+    def adapt(self, ids: Tensor) -> None:
+        """Learn from the ids (rows,) of the whole training data, before training."""
+
+    @abstractmethod
+    def observe(self, ids: Tensor) -> None:
+        """Learn from the ids (B,) of one training batch; called once in each step."""
+
+    @abstractmethod
+    def log_expected_count(self, ids: Tensor, rows: int) -> Tensor:
+        """(M,) log of how often each id is expected in a batch of so many rows; -inf for ids never seen."""
+
+
+class CountFrequency(Frequency):
+    """E_j = rows * count_j / n, counted over a finite data set. Ids are any int64; only those that occur take memory.
+
+    There is no floor: an id that was never counted is expected 0 times, and asking for its correction is an error.
 
     Example:
         >>> frequency = CountFrequency()
         >>> frequency.adapt(torch.tensor([5, 3_000_000_000, 5, 5]))
-        >>> frequency.log_probability(torch.tensor([5, 3_000_000_000, 6])).exp()
-        tensor([0.7500, 0.2500, 0.0000])
+        >>> frequency.log_expected_count(torch.tensor([5, 3_000_000_000, 6]), rows=8).exp()
+        tensor([6., 2., 0.])
     """
 
     ids: Tensor
@@ -30,25 +48,23 @@ class CountFrequency(nn.Module):
         found, counts = torch.unique(ids, return_counts=True)
         self.ids, self.counts = found.to(self.ids.device), counts.to(self.ids.device)
 
-    @property
-    def is_counted(self) -> bool:
-        """Whether there is anything to ask."""
-        return len(self.ids) > 0
+    def observe(self, ids: Tensor) -> None:
+        """Nothing: everything was counted before."""
 
-    def log_probability(self, ids: Tensor) -> Tensor:
-        """(M,) log p of each id, -inf for ids that were not counted.
+    def log_expected_count(self, ids: Tensor, rows: int) -> Tensor:
+        """(M,) log(rows * count / n), -inf for ids that were not counted.
 
         Raises:
             ValueError: nothing was counted yet.
         """
-        if not self.is_counted:
+        if not len(self.ids):
             raise ValueError(
                 "item frequencies are not known yet: call model.adapt(train) before a loop of your own (fit does it), "
                 "or set logq_sampling_correction=False."
             )
         place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         count = torch.where(self.ids[place] == ids, self.counts[place], 0)
-        return (count.double().log() - self.counts.sum().double().log()).float()
+        return (rows * count.double() / self.counts.sum()).log().float()
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""

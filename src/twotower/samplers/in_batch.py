@@ -1,12 +1,14 @@
 """In-batch negatives: the other rows' positives."""
 
-import math
-
 from torch import Tensor
 
 from twotower.candidates import Candidates, Draw
+from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler, EncodeIds
-from twotower.samplers.frequency import CountFrequency
+from twotower.samplers.frequency import CountFrequency, Frequency
+from twotower.samplers.streaming import StreamingFrequency
+
+FREQUENCIES: dict[str, type[Frequency]] = {"count": CountFrequency, "streaming": StreamingFrequency}
 
 
 class InBatchSamplerV2(CandidateSampler):
@@ -16,21 +18,25 @@ class InBatchSamplerV2(CandidateSampler):
     among the rows besides one that holds another item.
 
     Args:
-        frequency: where p comes from; by default the counts of the training data.
+        frequency: where E comes from: "count" counts the training data, "streaming" estimates while training; or an
+            instance.
     """
 
-    def __init__(self, frequency: CountFrequency | None = None) -> None:
+    def __init__(self, frequency: str | Frequency = "count") -> None:
         super().__init__()
-        self.frequency = frequency or CountFrequency()
+        made = choose("frequency", frequency, FREQUENCIES)() if isinstance(frequency, str) else frequency
+        self.frequency: Frequency = made
 
     def adapt(self, ids: Tensor) -> None:
-        """Count the training ids."""
+        """Show the frequency the training ids."""
         self.frequency.adapt(ids)
 
     def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
-        """The positives themselves."""
+        """The positives themselves. In training mode the frequency learns from them first."""
+        if self.training:
+            self.frequency.observe(positives.ids)
         rows = len(positives)
-        log_p = self.frequency.log_probability
         # a batch of one row has no negatives: whatever stands for log 0 there is masked
         others = max(rows - 1, 1)
-        return Draw(positives, lambda ids: log_p(ids) + math.log(rows), lambda ids: log_p(ids) + math.log(others))
+        expected = self.frequency.log_expected_count
+        return Draw(positives, lambda ids: expected(ids, rows), lambda ids: expected(ids, others))

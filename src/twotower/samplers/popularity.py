@@ -70,7 +70,9 @@ class PopularityBasedSamplerV2(CandidateSampler):
         if self.unique:
             drawn, log_included = _draw_distinct(self.log_p, self.max_num_samples, self.generator)
         else:
-            drawn = torch.multinomial(self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator)
+            drawn = torch.multinomial(
+                self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator
+            )
             log_included = self.log_p + math.log(self.max_num_samples)
         ids = (drawn + self.min_id).to(device)
         table = log_included.float().to(device)
