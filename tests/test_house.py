@@ -11,16 +11,14 @@ import twotower as tt
 SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
-    "errors", "files", "tags", "schema", "schema_io",
-    "data.ragged", "data.batch", "data.arrow", "data.dataset", "data.columns", "data.preprocessor", "data.splits",
-    "data.histories", "data.loader", "data.catalog", "data.sources",
-    "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize",
-    "metrics", "saving", "encoder", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses",
-    "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch", "samplers.popularity", "samplers", "outputs",
-    "optimizers", "training.compiled", "training.history", "training.lightning",
-    "evaluation", "baselines", "indexes.exact", "top_k",
-    "models.parts", "models.scoring", "models.storing", "models.base",
-    "models.two_tower", "models.matrix_factorization", "models.youtube_dnn",
+    "errors", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow", "data.dataset",
+    "data.columns", "data.preprocessor", "data.splits", "data.histories", "data.loader", "data.catalog",
+    "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
+    "blocks.normalize", "metrics", "saving", "encoder", "candidates", "logits", "losses.softmax", "losses.pairwise",
+    "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch", "samplers.popularity",
+    "samplers.uniform", "samplers", "outputs", "optimizers", "training.compiled", "training.history",
+    "training.lightning", "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring",
+    "models.storing", "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn",
     "bundle", "serving.retriever",
 ]  # fmt: skip
 
@@ -66,14 +64,15 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 PUBLIC = [
     "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical",
     "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain",
-    "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "History",
-    "Frequency", "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "Loader", "MLPBlock", "MRRAt",
+    "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency",
+    "History", "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "Loader", "MLPBlock", "MRRAt",
     "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
     "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput",
-    "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "TopK", "TopKEncoder",
-    "TwoTowerModel", "TwoTowerModelV2", "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column",
-    "create_continuous_column", "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings",
-    "load_schema", "sample_batch", "save_bundle", "save_schema", "split_by_time", "unique_rows_by_features",
+    "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "TopK",
+    "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "YoutubeDNNRetrievalModelV2",
+    "build_histories", "create_categorical_column", "create_continuous_column", "infer_embedding_dim",
+    "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "sample_batch", "save_bundle",
+    "save_schema", "split_by_time", "unique_rows_by_features",
 ]  # fmt: skip
 
 

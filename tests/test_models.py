@@ -112,10 +112,12 @@ def test_a_last_batch_of_one_row_trains() -> None:
     assert math.isfinite(history.history["loss"][0])
 
 
-@pytest.mark.parametrize("samplers", ["in-batch", "popularity", ["in-batch", "popularity"]])
+@pytest.mark.parametrize(
+    "samplers", ["in-batch", "uniform", ["in-batch", "uniform"], "popularity", ["in-batch", "popularity"]]
+)
 def test_every_sampler_trains_a_feature_tower(samplers: object) -> None:
     train = clubs(rows=4000)
-    if samplers != "in-batch":  # ids here start at 0
+    if "popularity" in samplers:  # by name its ids would start at 2, as the Preprocessor's do
         popular = tt.PopularityBasedSamplerV2(max_id=39, max_num_samples=20, seed=0)
         samplers = popular if samplers == "popularity" else ["in-batch", popular]
     model = two_tower(train, negative_samplers=samplers)

@@ -88,7 +88,7 @@ def test_corrected_sum_over_a_mix_with_the_batch_is_unbiased(unique: bool) -> No
         tt.InBatchSamplerV2(),
         tt.PopularityBasedSamplerV2(max_id=19, max_num_samples=4, unique=unique, seed=5),
     )
-    in_batch.adapt(events)
+    in_batch.adapt(events, events.unique())
     f = torch.rand(20, generator=generator).exp()
     sums = []
     for _ in range(4000):
@@ -128,7 +128,7 @@ def test_sampler_state_is_in_the_state_dict() -> None:
     other.load_state_dict(one.state_dict())
     assert torch.equal(draw(one).candidates.ids, draw(other).candidates.ids)
     counted, empty = tt.InBatchSamplerV2(), tt.InBatchSamplerV2()
-    counted.adapt(torch.tensor([1, 1, 2]))
+    counted.adapt(torch.tensor([1, 1, 2]), torch.tensor([1, 2]))
     empty.load_state_dict(counted.state_dict())
     assert empty.frequency.log_expected_count(torch.tensor([1]), rows=3).exp().item() == pytest.approx(2)
 
@@ -187,3 +187,28 @@ def test_streaming_frequency_learns_in_training_mode_only_and_is_saved() -> None
         tt.InBatchSamplerV2("stream")
     with pytest.raises(ValueError, match="rate 2"):
         tt.StreamingFrequency(learning_rate=2)
+
+
+def test_uniform_draws_are_distinct_and_alike() -> None:
+    catalog = torch.arange(20) * 3 + 3_000_000_000
+    sampler = tt.UniformSampler(max_num_samples=5, seed=2)
+    sampler.adapt(catalog[:2], catalog)
+    count = torch.zeros(20)
+    for _ in range(2000):
+        ids = draw(sampler).candidates.ids
+        assert len(ids.unique()) == 5
+        count += (catalog[:, None] == ids[None, :]).any(1)
+    error = (0.25 * 0.75 / 2000) ** 0.5
+    assert ((count / 2000 - 0.25).abs() < 4 * error).all()
+    expected = draw(sampler).log_expected_count(torch.tensor([3_000_000_003, 4])).exp()
+    assert expected.tolist() == pytest.approx([0.25, 0.0])
+    everything = tt.UniformSampler(max_num_samples=50)
+    everything.adapt(catalog, catalog)
+    assert draw(everything).log_expected_count(catalog).tolist() == pytest.approx([0.0] * 20)
+    other = tt.UniformSampler(max_num_samples=5, seed=7)
+    other.load_state_dict(sampler.state_dict())
+    assert torch.equal(draw(other).candidates.ids, draw(sampler).candidates.ids)
+    with pytest.raises(ValueError, match="does not know the catalogue yet"):
+        draw(tt.UniformSampler())
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        tt.UniformSampler(max_num_samples=0)

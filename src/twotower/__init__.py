@@ -37,6 +37,7 @@ from twotower.samplers.frequency import CountFrequency, Frequency
 from twotower.samplers.in_batch import InBatchSamplerV2
 from twotower.samplers.popularity import PopularityBasedSamplerV2
 from twotower.samplers.streaming import StreamingFrequency
+from twotower.samplers.uniform import UniformSampler
 from twotower.schema import (
     ColumnSchema,
     Domain,
@@ -107,6 +108,7 @@ __all__ = [
     "TopKEncoder",
     "TwoTowerModel",
     "TwoTowerModelV2",
+    "UniformSampler",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "create_categorical_column",

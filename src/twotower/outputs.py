@@ -191,11 +191,11 @@ class ContrastiveOutput(ModelOutput):
         """Replace the samplers; call the model's adapt (or fit) afterwards if they learn from data."""
         self.negative_samplers = nn.ModuleList(resolve_samplers(samplers, self.candidate_id))
 
-    def adapt(self, ids: Tensor) -> None:
-        """Show the samplers the candidate ids (rows,) of the training data."""
+    def adapt(self, ids: Tensor, catalog: Tensor | None = None) -> None:
+        """Show the samplers the candidate ids (rows,) of the training data, and those of all candidates."""
         for sampler in self.negative_samplers:
             assert isinstance(sampler, CandidateSampler)
-            sampler.adapt(ids)
+            sampler.adapt(ids, ids.unique() if catalog is None else catalog)
 
     def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
         """The mean loss of the batch's positives."""

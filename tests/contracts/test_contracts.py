@@ -23,6 +23,7 @@ BATCH = {"item_id": torch.tensor([3, 4, 3]), "x": torch.tensor([0.5, 1.0, 1.5])}
 SAMPLER_CASES = {
     "in-batch": tt.InBatchSamplerV2,
     "in-batch, streaming": lambda: tt.InBatchSamplerV2("streaming"),
+    "uniform": lambda: tt.UniformSampler(max_num_samples=7),
     "popularity": lambda: tt.PopularityBasedSamplerV2(max_id=49, max_num_samples=7, seed=1),
     "popularity with repeats": lambda: tt.PopularityBasedSamplerV2(max_id=49, max_num_samples=7, unique=False, seed=1),
 }
@@ -60,7 +61,7 @@ def test_every_named_part_has_its_case() -> None:
 def test_samplers(name: str) -> None:
     """Ids and vectors belong together, expected counts are finite for what was drawn, gradients reach the tower."""
     sampler = SAMPLER_CASES[name]()
-    sampler.adapt(torch.arange(50).repeat(3))
+    sampler.adapt(torch.arange(50).repeat(3), torch.arange(50))
     table = torch.randn(50, 4, requires_grad=True)
     ids = torch.tensor([3, 4, 3, 9])
     draw = sampler(Candidates(ids, table[ids]), lambda wanted: table[wanted])

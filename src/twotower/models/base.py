@@ -173,10 +173,10 @@ class RetrievalModelV2(nn.Module):
             catalog: one row for each candidate; by default the distinct candidates of `train`.
         """
         ids = scalar_column(Dataset(train).batch(Schema([self.candidate_id])), self.candidate_id.name)
+        self.catalog = self._catalog_of(train if catalog is None else catalog)
         for output in self.outputs:
             if isinstance(output, ContrastiveOutput):
-                output.adapt(ids.to(self.device))
-        self.catalog = self._catalog_of(train if catalog is None else catalog)
+                output.adapt(ids.to(self.device), self.catalog.ids.to(self.device))
         return self
 
     def _catalog_of(self, data: Source) -> Catalog:

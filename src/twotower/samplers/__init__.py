@@ -6,7 +6,10 @@ from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.in_batch import InBatchSamplerV2
 from twotower.samplers.popularity import PopularityBasedSamplerV2
+from twotower.samplers.uniform import UniformSampler
 from twotower.schema import ColumnSchema
+
+__all__ = ["SAMPLERS", "CandidateSampler", "Samplers", "resolve_samplers"]
 
 Samplers = str | CandidateSampler | Sequence[str | CandidateSampler]
 
@@ -21,11 +24,14 @@ def _popularity(candidate_id: ColumnSchema) -> CandidateSampler:
     return PopularityBasedSamplerV2(candidate_id.cardinality - 1, min_id=2, max_num_samples=max(1, min(1000, known)))
 
 
-__all__ = ["SAMPLERS", "CandidateSampler", "Samplers", "resolve_samplers"]
+def _uniform(candidate_id: ColumnSchema) -> CandidateSampler:
+    return UniformSampler()
+
 
 SAMPLERS: dict[str, Callable[[ColumnSchema], CandidateSampler]] = {
     "in-batch": _in_batch,
     "popularity": _popularity,
+    "uniform": _uniform,
 }
 
 

@@ -18,8 +18,13 @@ class CandidateSampler(nn.Module, ABC):
     """
 
     @abstractmethod
-    def adapt(self, ids: Tensor) -> None:
-        """Learn what the sampler needs from the candidate ids (rows,) of the training data."""
+    def adapt(self, ids: Tensor, catalog: Tensor) -> None:
+        """Learn what the sampler needs before training.
+
+        Args:
+            ids: (rows,) the candidate ids of the training data.
+            catalog: (N,) the ids of all candidates.
+        """
 
     @abstractmethod
     def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:

@@ -27,7 +27,7 @@ class InBatchSamplerV2(CandidateSampler):
         made = choose("frequency", frequency, FREQUENCIES)() if isinstance(frequency, str) else frequency
         self.frequency: Frequency = made
 
-    def adapt(self, ids: Tensor) -> None:
+    def adapt(self, ids: Tensor, catalog: Tensor) -> None:
         """Show the frequency the training ids."""
         self.frequency.adapt(ids)
 

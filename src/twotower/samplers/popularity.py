@@ -57,7 +57,7 @@ class PopularityBasedSamplerV2(CandidateSampler):
         # no buffer: draws are made on the CPU in float64, whatever the model's device and precision
         self.log_p = torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1))
 
-    def adapt(self, ids: Tensor) -> None:
+    def adapt(self, ids: Tensor, catalog: Tensor) -> None:
         """Nothing to learn: the probabilities follow from the order of the ids."""
 
     def probabilities(self) -> Tensor:

@@ -1,0 +1,65 @@
+"""Uniform negatives: every candidate of the catalogue alike."""
+
+import torch
+from torch import Tensor
+
+from twotower.candidates import Candidates, Draw
+from twotower.errors import explain_options
+from twotower.samplers.base import CandidateSampler, EncodeIds
+from twotower.samplers.frequency import CountFrequency
+
+
+class UniformSampler(CandidateSampler):
+    """N distinct candidates of the catalogue, each expected E = N / size times.
+
+    Together with "in-batch" it is mixed negative sampling (Yang et al., "Mixed Negative Sampling for Learning Two-tower
+    Neural Networks in Recommendations", WWW 2020): the batch brings popular items, the catalogue the others, cold ones
+    among them.
+
+    Args:
+        max_num_samples: N; the whole catalogue where it is smaller.
+        seed: of the sampler's own generator; its state is saved with the model.
+
+    Example:
+        >>> sampler = UniformSampler(max_num_samples=2)
+        >>> sampler.adapt(torch.tensor([5, 5]), torch.tensor([5, 6, 7, 8]))
+        >>> batch = Candidates(torch.tensor([5]), torch.zeros(1, 3))
+        >>> draw = sampler(batch, lambda ids: torch.zeros(len(ids), 3))
+        >>> len(draw.candidates), draw.log_expected_count(torch.tensor([5, 99])).exp().tolist()
+        (2, [0.5, 0.0])
+    """
+
+    @explain_options
+    def __init__(self, max_num_samples: int = 1000, seed: int = 0) -> None:
+        super().__init__()
+        if max_num_samples < 1:
+            raise ValueError(f"max_num_samples must be at least 1, got {max_num_samples}.")
+        self.max_num_samples = max_num_samples
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+        # every candidate counted once: its expected count in N draws is N / size
+        self.known = CountFrequency()
+
+    def adapt(self, ids: Tensor, catalog: Tensor) -> None:
+        """Take the catalogue's ids."""
+        self.known.adapt(catalog.unique())
+
+    def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
+        """Draw N ids, the same for every row of the batch, and encode them."""
+        size = len(self.known.ids)
+        if not size:
+            raise ValueError(
+                "the uniform sampler does not know the catalogue yet: call model.adapt(train) before a loop of your own "
+                "(fit does it)."
+            )
+        drawn = torch.randperm(size, generator=self.generator)[: self.max_num_samples]
+        ids = self.known.ids[drawn.to(self.known.ids.device)]
+        return Draw(Candidates(ids, encode(ids)), lambda asked: self.known.log_expected_count(asked, len(drawn)))
+
+    def get_extra_state(self) -> Tensor:
+        """For state_dict()."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """From load_state_dict()."""
+        self.generator.set_state(state.cpu())
