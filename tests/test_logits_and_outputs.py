@@ -73,6 +73,17 @@ def test_correction_is_not_divided_by_the_temperature() -> None:
     torch.testing.assert_close(got, by_hand)
 
 
+def test_logits_are_float32_under_autocast() -> None:
+    query, candidate = torch.randn(8, 64), torch.randn(8, 64)
+    step = tt.Step({}, query.bfloat16(), Candidates(torch.arange(8), candidate.bfloat16()), no_encode)
+    output = in_batch(torch.arange(8))
+    plain = output.logits(step)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = output.logits(step)
+    assert mixed[1].dtype == torch.float32
+    torch.testing.assert_close(mixed, plain, rtol=0, atol=0)
+
+
 def test_distinct_ids_are_masked_on_the_diagonal_only() -> None:
     hidden = logits.false_negatives(torch.arange(10), torch.arange(10))
     assert torch.equal(hidden, torch.eye(10, dtype=torch.bool))

@@ -138,7 +138,7 @@ class ContrastiveOutput(ModelOutput):
     Args:
         to_call: DotProduct() together with `schema`; or the candidate id's column (a ColumnSchema, or a Schema of it),
             for which a model without a candidate tower makes an embedding table.
-        negative_samplers: "in-batch", "popularity", a CandidateSampler, or a list of them whose draws form one pool.
+        negative_samplers: "in-batch", "uniform", "popularity", a CandidateSampler, or a list of them whose draws form one pool.
         schema: holds the candidate id column; with one column, or one tagged ITEM_ID.
         logits_temperature: T > 0; in training only, predictions are plain dot products.
         logq_sampling_correction: True or "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
@@ -210,10 +210,11 @@ class ContrastiveOutput(ModelOutput):
         """Training logits of the positives (B,) and of the pool (B, N), -inf where masked."""
         draws = [sampler(step.candidate, step.encode) for sampler in self.negative_samplers]
         pool = Candidates.concat([draw.candidates for draw in draws])
-        # the loss is taken in float32 whatever the towers' precision
-        query, own = step.query.float(), step.candidate.vectors.float()
-        positive = logits.scale(logits.positive_scores(query, own), self.logits_temperature)
-        negative = logits.scale(logits.pool_scores(query, pool.vectors.float()), self.logits_temperature)
+        # the loss is taken in float32 whatever the towers' precision; autocast would take the product in half precision
+        with torch.autocast(step.query.device.type, enabled=False):
+            query, own = step.query.float(), step.candidate.vectors.float()
+            positive = logits.scale(logits.positive_scores(query, own), self.logits_temperature)
+            negative = logits.scale(logits.pool_scores(query, pool.vectors.float()), self.logits_temperature)
         if self._corrects_positive:
             counts = [draw.log_expected_count for draw in draws]
             positive = logits.correct(positive, _sum_of_counts(counts, step.candidate.ids))
