@@ -53,6 +53,21 @@ def test_queries_with_list_columns() -> None:
     assert task.positives.to_lists() == [[0, 1], [2]]
 
 
+def test_types_and_names_of_columns_do_not_matter() -> None:
+    """int32 ids are the same ids, and a column may be called anything."""
+    rows = pl.DataFrame({"position": [1, 1, 2], "seen": [3, 4, 3]})
+    past = pl.DataFrame({"position": [2], "seen": [4]})
+    tasks = [
+        ranking_task(tt.Dataset(rows.cast(kind)), query=["position"], candidate="seen", candidates=torch.tensor([3, 4]),
+                     seen=tt.Dataset(past.cast(other)))
+        for kind, other in ((pl.Int64, pl.Int64), (pl.Int32, pl.Int64), (pl.Int16, pl.Int32))
+    ]  # fmt: skip
+    for task in tasks:
+        assert task.positives.to_lists() == [[0, 1], [0]]
+        assert task.seen.to_lists() == [[], [1]]
+        assert task.queries.to_polars()["position"].to_list() == [1, 2]
+
+
 def test_positives_outside_the_catalogue_count_as_missed() -> None:
     data = tt.Dataset({"user": [1, 1], "item": [3, 99]})
     with pytest.warns(UserWarning, match="1 positives are not in the catalogue; they count as missed"):

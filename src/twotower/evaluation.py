@@ -20,6 +20,7 @@ from twotower.tags import Tags
 
 # scores of a tile of queries, given their numbers (T,): (T, candidates)
 ScoreQueries = Callable[[Tensor], Tensor]
+PLACE, COUNT = "__place", "__count"  # columns of its own, beside whatever names the data has
 SCORES_IN_MEMORY = 2**26  # of one tile: 256 MB of float32
 
 
@@ -69,33 +70,38 @@ def ranking_task(
         ValueError: a column is missing, or there are no positives.
     """
     keys = list(seen_by or query)
-    _check_columns(data, [*query, *keys, candidate], "the evaluation data")
-    frame = data.to_polars().select(list(dict.fromkeys([*query, *keys, candidate]))).unique(maintain_order=True)
+    columns = list(dict.fromkeys([*query, *keys]))
+    _check_columns(data, [*columns, candidate], "the evaluation data")
+    ids = pl.Series(candidate, candidates.numpy() if isinstance(candidates, Tensor) else candidates)
+    places = ids.to_frame().with_columns(pl.int_range(len(ids), dtype=pl.Int64).alias(PLACE))
+    frame = data.to_polars().select(*columns, candidate).cast({candidate: ids.dtype}).unique(maintain_order=True)
     if seen is not None:
         _check_columns(seen, [*keys, candidate], "the data of seen items")
-        past = seen.to_polars().select([*keys, candidate]).unique()
+        past = (
+            seen.to_polars()
+            .select(*keys, candidate)
+            .unique()
+            .cast({name: frame.schema[name] for name in [*keys, candidate]})
+        )
         fresh = frame.join(past, on=[*keys, candidate], how="anti", maintain_order="left")
         _warn_if(len(frame) - len(fresh), "positives were seen before by the same query; they are left out.")
         frame = fresh
-    ids = pl.Series(candidate, candidates.numpy() if isinstance(candidates, Tensor) else candidates)
-    positions = ids.to_frame().with_columns(position=pl.int_range(len(ids), dtype=pl.Int64))
-    frame = frame.join(positions, on=candidate, how="left", maintain_order="left")
-    _warn_if(frame["position"].null_count(), "positives are not in the catalogue; they count as missed.")
+    frame = frame.join(places, on=candidate, how="left", maintain_order="left")
+    _warn_if(frame[PLACE].null_count(), "positives are not in the catalogue; they count as missed.")
     if not len(frame):
         raise ValueError("there is no positive to evaluate: every row was seen before, or the data is empty.")
-    queries = frame.group_by(list(dict.fromkeys([*query, *keys])), maintain_order=True).agg(
-        pl.col("position").drop_nulls(), num_positives=pl.len().cast(pl.Int64)
-    )
+    grouped = frame.group_by(columns, maintain_order=True)
+    queries = grouped.agg(pl.col(PLACE).drop_nulls(), pl.len().cast(pl.Int64).alias(COUNT))
     hidden = Ragged(torch.empty(0, dtype=torch.int64), torch.zeros(len(queries) + 1, dtype=torch.int64))
     if seen is not None:
-        by_query = past.join(positions, on=candidate).group_by(keys).agg(seen="position")
-        hidden = _ragged(queries.join(by_query, on=keys, how="left", maintain_order="left")["seen"])
+        by_query = past.join(places, on=candidate).group_by(keys).agg(PLACE)
+        hidden = _ragged(queries.select(keys).join(by_query, on=keys, how="left", maintain_order="left")[PLACE])
     return RankingTask(
-        queries=Dataset(queries.drop("position", "num_positives"), data.schema.select_by_name(_in(data, query))),
-        positives=_ragged(queries["position"]),
-        num_positives=torch.from_numpy(queries["num_positives"].to_numpy().copy()),
+        queries=Dataset(queries.select(columns), data.schema.select_by_name(_in(data, query))),
+        positives=_ragged(queries[PLACE]),
+        num_positives=torch.from_numpy(queries[COUNT].to_numpy().copy()),
         seen=hidden,
-        num_candidates=len(candidates),
+        num_candidates=len(ids),
     )
 
 
