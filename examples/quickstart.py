@@ -72,12 +72,12 @@ def prepare(data: tt.MovieTweetings) -> Prepared:
 
     preprocessor = tt.Preprocessor(
         {
-            "history": tt.Categorical((Tags.USER,), share="item_id"),
+            "history": tt.Categorical(Tags.USER, share="item_id"),
             "asked_at": tt.Numeric((Tags.USER, Tags.CONTEXT)),
-            "item_id": tt.Categorical((Tags.ITEM_ID,)),
-            "title": tt.Text((Tags.ITEM,), min_count=3),
-            "genres": tt.Categorical((Tags.ITEM,)),
-            "year": tt.Numeric((Tags.ITEM,)),
+            "item_id": tt.Categorical(Tags.ITEM_ID),
+            "title": tt.Text(Tags.ITEM, min_count=3),
+            "genres": tt.Categorical(Tags.ITEM),
+            "year": tt.Numeric(Tags.ITEM),
         }
     ).fit(train_events, data.movies)
     train, test = (

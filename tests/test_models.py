@@ -197,6 +197,8 @@ def test_callbacks_loggers_and_validation_are_lightnings(tmp_path) -> None:  # t
     train, valid = clubs(rows=2000), clubs(rows=300, seed=2)
     model = two_tower(train)
     model.compile(metrics=["recall_at_10"])
+    model.fit(train, batch_size=256, callbacks=EarlyStopping("loss"), verbose=False)  # one alone will do
+    model.compile(metrics=["recall_at_10"])
     stop = EarlyStopping("val_recall_at_10", mode="max", patience=2, min_delta=1.0)
     keep = ModelCheckpoint(tmp_path / "best", monitor="val_recall_at_10", mode="max")
     history = model.fit(

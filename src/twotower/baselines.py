@@ -95,7 +95,11 @@ class ItemKNN(Baseline):
 
     def scores(self, users: pl.Series) -> Float[Tensor, "T N"]:
         """Neighbour scores; popularity, far smaller than any cosine, where there are none."""
-        rows = users.to_frame(self.user).join(self._users, on=self.user, how="left", maintain_order="left")["row"]
+        rows = (
+            users.cast(self._users.schema[self.user])
+            .to_frame(self.user)
+            .join(self._users, on=self.user, how="left", maintain_order="left")["row"]
+        )
         known = rows.is_not_null().to_numpy()
         scores = (1e-6 * self._popular).repeat(len(users), 1)
         scores[torch.from_numpy(known)] += torch.from_numpy(

@@ -120,7 +120,7 @@ class TopKEncoder(nn.Module):
     ) -> Dataset:
         """The same as a Dataset: the chosen input columns, then score_0, ..., id_0, ..."""
         top = self.predict(dataset, batch_size, k)
-        table = dataset.table.select(list(columns))
+        table = dataset.select(columns).table
         for number in range(top.scores.shape[1]):
             table = table.append_column(f"score_{number}", from_tensor(top.scores[:, number]))
         for number in range(top.scores.shape[1]):

@@ -56,6 +56,7 @@ def test_wrong_columns_are_named() -> None:
         tt.Dataset(COLUMNS, domain).batch()
     with pytest.raises(ValueError, match="unknown column 'y'"):
         tt.Dataset(COLUMNS).select(["y"])
+    assert tt.Dataset(COLUMNS).select("id").column_names == ["id"]
 
 
 def test_wrong_sources_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]

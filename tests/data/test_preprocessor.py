@@ -71,6 +71,17 @@ def test_schema_says_how_to_read_the_columns() -> None:
     assert Tags.CONTINUOUS not in target.schema["like"].tags
 
 
+def test_one_tag_needs_no_tuple(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = tt.Preprocessor(
+        {"x": Categorical(Tags.ITEM_ID), "p": Numeric("item"), "t": Text(tags=Tags.ITEM, min_count=1)}
+    )
+    made.fit({"x": [1], "p": [2.0], "t": ["a"]}).save(tmp_path / "p")
+    for schema in (made.schema, tt.Preprocessor.load(tmp_path / "p").schema):
+        assert schema["x"].tags == tt.TagSet([Tags.ITEM_ID, Tags.CATEGORICAL])
+        assert schema["p"].tags == tt.TagSet([Tags.ITEM, Tags.CONTINUOUS])
+        assert schema["t"].tags == tt.TagSet([Tags.ITEM, Tags.CATEGORICAL])
+
+
 def test_several_tables_teach_one_vocabulary() -> None:
     made = tt.Preprocessor({"item": Categorical(), "user": Categorical()}).fit(
         {"item": [7, 7], "user": [1, 2]}, {"item": [9, 7]}
@@ -151,5 +162,9 @@ def test_errors_name_the_column() -> None:
         tt.Preprocessor({"a": Categorical(), "b": Categorical(share="a")}).fit({"a": [1], "b": ["x"]})
     with pytest.raises(ValueError, match="declared Categorical, but holds Date"):
         tt.Preprocessor({"a": Categorical()}).fit({"a": [datetime.date(2026, 1, 1)]})
+    with pytest.raises(
+        ValueError, match="column 'a' holds 9223372036854775808, more than int64 can; make its ids text"
+    ):
+        tt.Preprocessor({"a": Categorical()}).fit(pl.DataFrame({"a": [2**63]}, schema={"a": pl.UInt64}))
     with pytest.raises(ValueError, match="unknown scale 'minmax'"):
         Numeric(scale="minmax")

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from twotower.schema import ColumnSchema, Tags
+from twotower.schema import ColumnSchema
+from twotower.tags import Tag, Tags, several_tags
 
 MISSING = 0  # the id of a null, and of nothing else
 UNKNOWN = 1  # the id of a value that the vocabulary does not hold
+INT64_MAX = 2**63 - 1
 FIRST = 2  # the id of the most frequent value
 
 
@@ -26,9 +28,12 @@ class Categorical:
             the item id's.
     """
 
-    tags: tuple[Tags | str, ...] = ()
+    tags: Tag | tuple[Tag, ...] = ()
     min_count: int = 1
     share: str | None = None
+
+    def __post_init__(self) -> None:
+        _keep_tags(self)
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,11 @@ class Text:
         min_count: words seen fewer times stay out of the vocabulary.
     """
 
-    tags: tuple[Tags | str, ...] = ()
+    tags: Tag | tuple[Tag, ...] = ()
     min_count: int = 2
+
+    def __post_init__(self) -> None:
+        _keep_tags(self)
 
 
 @dataclass(frozen=True)
@@ -54,15 +62,21 @@ class Numeric:
             None leaves the number as it is, for targets and weights.
     """
 
-    tags: tuple[Tags | str, ...] = ()
+    tags: Tag | tuple[Tag, ...] = ()
     scale: str | None = "standard"
 
     def __post_init__(self) -> None:
+        _keep_tags(self)
         if self.scale not in ("standard", None):
             raise ValueError(f"unknown scale {self.scale!r}: choose from 'standard', None.")
 
 
 Column = Categorical | Text | Numeric
+
+
+def _keep_tags(column: Column) -> None:
+    """One tag alone becomes a tuple of one."""
+    object.__setattr__(column, "tags", tuple(several_tags(column.tags)))
 
 
 @dataclass(frozen=True)
@@ -148,6 +162,10 @@ def numbers(raw: pl.Series) -> pl.Series:
 def plain(raw: pl.Series) -> pl.Series:
     """Integers as Int64 and text as String, inside lists too, so that int32 and int64 ids are the same ids."""
     inner = raw.dtype.inner if isinstance(raw.dtype, pl.List) else raw.dtype
+    if inner == pl.UInt64:
+        largest = (raw.explode() if isinstance(raw.dtype, pl.List) else raw).max()
+        if largest is not None and largest > INT64_MAX:  # type: ignore[operator]
+            raise ValueError(f"column {raw.name!r} holds {largest!r}, more than int64 can; make its ids text first.")
     if inner.is_integer() or inner == pl.Boolean:
         target: pl.DataType = pl.Int64()
     elif inner == pl.String or inner in (pl.Categorical, pl.Enum):
@@ -171,7 +189,7 @@ def same_kind(raw: pl.Series, kind: pl.DataType) -> pl.Series:
     return values
 
 
-def categorical_schema(name: str, tags: tuple[Tags | str, ...], vocabulary: Vocabulary, is_list: bool) -> ColumnSchema:
+def categorical_schema(name: str, tags: Iterable[Tag], vocabulary: Vocabulary, is_list: bool) -> ColumnSchema:
     """The schema of an encoded column; columns that share a vocabulary share the domain's name."""
     properties = {
         "domain": {"min": 0, "max": vocabulary.largest_id, "name": vocabulary.name},

@@ -72,9 +72,10 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.num_rows:,} rows)\n{self.schema!r}"
 
-    def select(self, columns: Schema | Sequence[str]) -> "Dataset":
+    def select(self, columns: Schema | str | Sequence[str]) -> "Dataset":
         """Only these columns, in this order."""
-        names = columns.column_names if isinstance(columns, Schema) else list(columns)
+        chosen = [columns] if isinstance(columns, str) else columns
+        names = chosen.column_names if isinstance(chosen, Schema) else list(chosen)
         for name in names:
             if name not in self.table.column_names:
                 raise ValueError(unknown("column", name, self.table.column_names))

@@ -24,7 +24,7 @@ from twotower.data.dataset import Dataset, Source
 from twotower.errors import choose, unknown
 from twotower.files import PathLike, folder_written_aside
 from twotower.schema import ColumnSchema, Schema, Tags
-from twotower.tags import TARGETS
+from twotower.tags import TARGETS, TagSet, several_tags
 
 FORMAT = 1
 KINDS: dict[str, type[Column]] = {"categorical": Categorical, "text": Text, "numeric": Numeric}
@@ -37,7 +37,7 @@ class Preprocessor:
         columns: how to read each column, by name.
 
     Example:
-        >>> preprocessor = Preprocessor({"user": Categorical((Tags.USER_ID,)), "age": Numeric((Tags.USER,))})
+        >>> preprocessor = Preprocessor({"user": Categorical(Tags.USER_ID), "age": Numeric(Tags.USER)})
         >>> data = preprocessor.fit({"user": ["ann", "bob", "ann"], "age": [30, 40, 50]}).transform(
         ...     {"user": ["bob", "eve", None], "age": [40, 40, 40]})
         >>> data.table.to_pydict()
@@ -180,9 +180,11 @@ class Preprocessor:
     def _column_schema(self, name: str, column: Column) -> ColumnSchema:
         vocabulary = self._vocabulary_name(name)
         if vocabulary is not None:
-            return categorical_schema(name, column.tags, self.vocabularies[vocabulary], name in self.lists)
-        is_target = any(tag in TARGETS for tag in column.tags)
-        tags = column.tags if is_target else (*column.tags, Tags.CONTINUOUS)
+            return categorical_schema(
+                name, several_tags(column.tags), self.vocabularies[vocabulary], name in self.lists
+            )
+        given = TagSet(column.tags)
+        tags = given if any(tag in given for tag in TARGETS) else given + Tags.CONTINUOUS
         return ColumnSchema(name, tags, dtype="float32", is_list=False)
 
 

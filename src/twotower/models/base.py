@@ -198,7 +198,7 @@ class RetrievalModelV2(nn.Module):
         drop_last: bool = False,
         steps_per_epoch: int | None = None,
         train_metrics_steps: int = 0,
-        callbacks: "Sequence[Callback]" = (),
+        callbacks: "Callback | Sequence[Callback]" = (),
         logger: "Logger | Sequence[Logger] | bool" = False,
         resume_from: PathLike | None = None,
         trainer_options: Mapping[str, object] | None = None,
@@ -322,9 +322,10 @@ class RetrievalModelV2(nn.Module):
         scores = scoring.predict(self, Dataset(dataset), batch_size)
         return scores if len(scores) > 1 else next(iter(scores.values()))
 
-    def batch_predict(self, dataset: Dataset, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Dataset:
+    def batch_predict(self, dataset: Source, batch_size: int = 1024, columns: Sequence[str] | None = None) -> Dataset:
         """The dataset's columns (or some of them) with one score column for each output, named after it."""
-        table = dataset.table if columns is None else dataset.table.select(list(columns))
+        dataset = Dataset(dataset)
+        table = dataset.table if columns is None else dataset.select(columns).table
         for name, values in scoring.predict(self, dataset, batch_size).items():
             table = table.append_column(name, from_tensor(values.squeeze(1)))
         return Dataset(table)

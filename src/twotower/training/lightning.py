@@ -110,7 +110,7 @@ def run(
     validate: Validate | None,
     batch_metrics: BatchMetrics,
     train_metrics_steps: int,
-    callbacks: Sequence[Callback],
+    callbacks: Callback | Sequence[Callback],
     logger: Logger | Sequence[Logger] | bool,
     resume_from: str | os.PathLike[str] | None,
     trainer_options: Mapping[str, object],
@@ -118,14 +118,15 @@ def run(
 ) -> History:
     """Train a model on a loader's batches, and leave it in evaluation mode, ready to predict."""
     recorder = Recorder()
+    given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     first = [Validation(validate)] if validate is not None else []
     options: dict[str, object] = {
         "devices": 1,
         "max_epochs": epochs,
         "limit_train_batches": steps_per_epoch if steps_per_epoch is not None else 1.0,
-        "callbacks": [*first, *callbacks, recorder],
+        "callbacks": [*first, *given, recorder],
         "logger": list(logger) if isinstance(logger, Sequence) else logger,
-        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in given),
         "enable_progress_bar": verbose,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
