@@ -261,3 +261,13 @@ def test_a_tower_can_be_saved_alone(tmp_path) -> None:  # type: ignore[no-untype
     again = tt.Encoder.load(tmp_path / "tower")
     with torch.no_grad():
         torch.testing.assert_close(again(data.batch()), encoder.eval()(data.batch()))
+
+
+def test_select_by_tag_loses_nothing_silently() -> None:
+    vectors = tt.ColumnSchema("v", tags=[Tags.ITEM, Tags.EMBEDDING], dtype="float32", dims=((0, None), (3, 3)))
+    schema = tt.Schema([id_column("item_id", Tags.ITEM_ID, 9), vectors])
+    block = tt.InputBlockV2(schema, pretrained_embeddings=tt.PretrainedEmbeddings(schema[["v"]], output_dims=7))
+    batch = {"item_id": torch.tensor([1]), "v": torch.ones(1, 3)}
+    assert block.select_by_tag(Tags.ITEM)(batch).shape == block(batch).shape
+    with pytest.raises(ValueError, match="select_by_tag cannot split pre and post"):
+        tt.InputBlockV2(schema, post=tt.L2Norm()).select_by_tag(Tags.ITEM)

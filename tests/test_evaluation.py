@@ -176,3 +176,23 @@ def test_popularity_counts_and_knn_finds_neighbours() -> None:
     assert popular.evaluate(test, seen=train, metrics=["recall_at_1"])["recall_at_1"] == 0.0
     with pytest.raises(ValueError, match=r"1 training items are not in the catalogue, such as \[21\]"):
         Popularity(train, "user", "item", catalog=tt.Dataset({"item": [10, 11, 20]}))
+
+
+def test_a_missing_group_is_an_error() -> None:
+    data = tt.Dataset({"user": [None, "a"], "item": [1, 2]})
+    with pytest.raises(ValueError, match="column 'user', which tells queries apart, is null in 1 rows"):
+        ranking_task(data, query=["user"], candidate="item", candidates=torch.tensor([1, 2]))
+
+
+def test_unknown_items_are_no_candidate_and_no_hit() -> None:
+    preprocessor = tt.Preprocessor({"user_id": tt.Categorical(Tags.USER_ID), "item_id": tt.Categorical(Tags.ITEM_ID)})
+    train = preprocessor.fit_transform({"user_id": ["a", "b", "a"], "item_id": ["x", "y", "z"]})
+    model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
+    films = preprocessor.transform({"item_id": ["x", "y", "z", "new", "newer", None]})
+    test = preprocessor.transform({"user_id": ["a", "a", "b"], "item_id": ["new", "newer", "x"]})
+    with pytest.warns(UserWarning, match="item_id|catalogue") as said:
+        values = model.evaluate(test, catalog=films, metrics="recall_at_3")
+    messages = [str(w.message) for w in said]
+    assert any("3 rows hold no id or one that the Preprocessor did not know in 'item_id'" in m for m in messages)
+    assert any("1 positives are not in the catalogue" in m for m in messages)
+    assert values["recall_at_3"] == 0.5  # a's films are unknown and missed, b's is one of three

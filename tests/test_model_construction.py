@@ -164,7 +164,7 @@ def test_tables_are_read_with_the_models_own_schema() -> None:
     assert model.evaluate(frame, metrics="recall_at_5") == model.evaluate(DATA, metrics=["recall_at_5"])
     with pytest.raises(ValueError, match="no Parquet file at 'train'"):
         model.fit("train", batch_size=50)
-    with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="epochs and steps_per_epoch must be at least 1, got 0 and None"):
         model.fit(frame, batch_size=50, epochs=0)
     with pytest.raises(ValueError, match="give at least one metric"):
         model.evaluate(frame, metrics=[])

@@ -1,6 +1,7 @@
 """Models on a world whose answer is known: they learn it, in fit and in a loop of one's own alike."""
 
 import math
+import warnings
 
 import numpy as np
 import polars as pl
@@ -270,3 +271,70 @@ def test_options_of_the_trainer_pass_through() -> None:
     assert history.history["loss"][-1] < history.history["loss"][0]
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {float(s["step"]) for s in model.optimizer_state["state"].values()} == {12.0}  # 24 batches, two in a step
+
+
+def test_training_mode_lasts_through_validation() -> None:
+    train = clubs(rows=300)
+    model = two_tower(train)
+    modes = []
+    losses = model.losses
+    model.losses = lambda batch: modes.append(model.training) or losses(batch)
+    model.fit(train, epochs=3, batch_size=150, validation_data=train, verbose=False)
+    assert modes == [True] * 6
+    assert not model.training
+
+
+def test_only_rows_with_a_positive_target_are_to_be_found() -> None:
+    train = clubs(rows=1000)
+    model = two_tower(train, target="like").adapt(train)
+    liked = tt.Dataset(train.to_polars().filter(pl.col("like") > 0), train.schema)
+    assert model.evaluate(train) == pytest.approx(model.evaluate(liked))
+    one, other = (model.evaluate(data, sampled="in-batch", batch_size=2000) for data in (train, liked))
+    assert one == pytest.approx(other)
+    assert model.evaluate(train) != pytest.approx(two_tower(train).adapt(train).evaluate(train))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_binary_model_ranks_by_what_it_learnt(seed: int) -> None:
+    """Its learnt weight starts at 1, so that a larger product is a likelier pair and the ranking is not inverted."""
+    train = clubs(rows=4000)
+    torch.manual_seed(seed)
+    model = tt.TwoTowerModelV2(*towers(train), outputs=tt.BinaryOutput("like"))
+    model.compile(learning_rate=0.02, metrics=["recall_at_10"])
+    model.fit(train, epochs=12, batch_size=256, verbose=False)
+    values = model.evaluate(clubs(rows=600, seed=2))
+    assert model.outputs[0].to_logit.weight.item() > 0
+    assert values["like/binary_output/auc"] > 0.8
+    assert values["recall_at_10"] > 0.4  # inverted, it would be near 0
+
+
+def test_resume_after_short_epochs_begins_a_new_one(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    train = clubs(rows=1000)
+
+    def run(**given: object) -> list[list[int]]:
+        model = two_tower(train)
+        seen: list[list[int]] = []
+        losses = model.losses
+        model.losses = lambda batch: seen.append(batch["item_id"].tolist()) or losses(batch)
+        model.fit(train, epochs=3, steps_per_epoch=3, batch_size=100, verbose=False, **given)
+        return seen
+
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    whole = run(callbacks=[keep])
+    again = ModelCheckpoint(tmp_path / "again", filename="{epoch}", save_top_k=-1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The dirpath has changed")
+        rest = run(callbacks=[again], resume_from=tmp_path / "epoch=0.ckpt")
+    assert rest == whole[3:]
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions_take_lists(precision: str) -> None:
+    data = tt.Preprocessor({"h": tt.Categorical(Tags.USER), "item_id": tt.Categorical(Tags.ITEM_ID)}).fit_transform(
+        {"h": [[1], [2, 3], [], [1, 2]] * 10, "item_id": [1, 2, 3, 4] * 10}
+    )
+    model = tt.TwoTowerModelV2(
+        *(tt.Encoder(data.schema.select_by_tag(t), tt.MLPBlock([8])) for t in (Tags.USER, Tags.ITEM))
+    )
+    history = model.fit(data, batch_size=10, verbose=False, trainer_options={"precision": precision})
+    assert math.isfinite(history.history["loss"][0])

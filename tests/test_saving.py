@@ -184,9 +184,10 @@ def test_wrong_folders_say_so(tmp_path) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_a_failed_write_leaves_the_old_folder(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    with files.folder_written_aside(tmp_path / "f") as folder:
+    with files.folder_written_aside(tmp_path / "f", "mark") as folder:
         (folder / "a").write_text("old")
-    with pytest.raises(RuntimeError), files.folder_written_aside(tmp_path / "f") as folder:
+        (folder / "mark").touch()
+    with pytest.raises(RuntimeError), files.folder_written_aside(tmp_path / "f", "mark") as folder:
         (folder / "a").write_text("new")
         raise RuntimeError
     assert (tmp_path / "f" / "a").read_text() == "old"
@@ -194,10 +195,50 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path) -> None:  # type: ignore
         aside.write_text("new")
         raise RuntimeError
     assert (tmp_path / "f" / "a").read_text() == "old"
-    with files.folder_written_aside(tmp_path / "f") as folder:
+    with files.folder_written_aside(tmp_path / "f", "mark") as folder:
         (folder / "b").write_text("new")
     assert os.listdir(tmp_path) == ["f"]
     assert os.listdir(tmp_path / "f") == ["b"]
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match="a file stands there"), files.folder_written_aside(tmp_path / "file"):
+    with pytest.raises(ValueError, match="a file stands there"), files.folder_written_aside(tmp_path / "file", "mark"):
         pass
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, _ = trained()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("my thesis")
+    with pytest.raises(ValueError, match=r"holds other files \(\['notes.txt'\], ...\) and no module.json"):
+        model.save(tmp_path / "mine")
+    model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match="and no preprocessor.json"):
+        tt.Preprocessor({"x": tt.Numeric()}).fit({"x": [1, 2]}).save(tmp_path / "model")
+    os.symlink(tmp_path / "model", tmp_path / "current")
+    model.save(tmp_path / "current")  # through the link, which stays
+    assert (tmp_path / "current").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["current", "mine", "model"]
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o777 & ~_umask()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_frozen_parts_stay_frozen(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    model, _ = trained()
+    model.candidate.requires_grad_(False)
+    model.save(tmp_path / "m")
+    again = tt.RetrievalModelV2.load(tmp_path / "m")
+    assert not any(p.requires_grad for p in again.candidate.parameters())
+    assert all(p.requires_grad for p in again.query.parameters())
+
+
+def test_compile_starts_the_optimizer_anew() -> None:
+    model, train = trained()
+    assert model.optimizer_state is not None
+    model.compile(optimizer="adagrad", learning_rate=0.5)
+    assert model.optimizer_state is None
+    model.fit(train, epochs=1, batch_size=100, verbose=False)
+    assert model.optimizer_state["param_groups"][0]["lr"] == 0.5

@@ -7,6 +7,7 @@ is written aside and renamed, so that a crash leaves the old bundle whole.
 import hashlib
 import importlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Bundle:
 
 def save_bundle(bundle: Bundle, path: PathLike) -> None:
     """Write the folder; an older bundle at the path is replaced only when the new one is complete."""
-    with folder_written_aside(path) as folder:
+    with folder_written_aside(path, "manifest.json") as folder:
         bundle.model.save(folder / "model")
         bundle.preprocessor.save(folder / "preprocessor")
         bundle.items.write_parquet(folder / "items.parquet")
@@ -55,8 +56,8 @@ def save_bundle(bundle: Bundle, path: PathLike) -> None:
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
 
 
-def load_bundle(path: PathLike) -> Bundle:
-    """Read a bundle.
+def load_bundle(path: PathLike, custom_objects: Mapping[str, type] | None = None) -> Bundle:
+    """Read a bundle; classes of your own that the model is built from by name in `custom_objects`.
 
     Raises:
         ValueError: no manifest, another format, or a file that is missing or differs from the manifest.
@@ -79,7 +80,12 @@ def load_bundle(path: PathLike) -> Bundle:
     vectors = safetensors.torch.load_file(folder / "vectors.safetensors")["vectors"]
     if len(items) != len(vectors):
         raise ValueError(f"the bundle at {folder} is mixed up: {len(items)} items, but {len(vectors)} vectors.")
-    return Bundle(RetrievalModelV2.load(folder / "model"), Preprocessor.load(folder / "preprocessor"), items, vectors)
+    return Bundle(
+        RetrievalModelV2.load(folder / "model", custom_objects),
+        Preprocessor.load(folder / "preprocessor"),
+        items,
+        vectors,
+    )
 
 
 def _sha256(file: Path) -> str:

@@ -124,6 +124,11 @@ class EmbeddingEncoder(nn.Module):
         self.schema = Schema([schema]) if isinstance(schema, ColumnSchema) else schema
         if len(self.schema) != 1:
             raise ValueError(f"EmbeddingEncoder reads one id column, got {self.schema.column_names}.")
+        if table is not None and embeddings_l2_batch_regularization not in (0.0, table.l2_batch_regularization_factor):
+            raise ValueError(
+                "a shared table brings its own l2_batch_regularization_factor, "
+                f"{table.l2_batch_regularization_factor}; leave out embeddings_l2_batch_regularization."
+            )
         self.embeddings_l2_batch_regularization = embeddings_l2_batch_regularization
         self.table = table or EmbeddingTable(
             dim,

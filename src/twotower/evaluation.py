@@ -74,6 +74,10 @@ def ranking_task(
     _check_columns(data, [*columns, candidate], "the evaluation data")
     ids = pl.Series(candidate, candidates.numpy() if isinstance(candidates, Tensor) else candidates)
     places = ids.to_frame().with_columns(pl.int_range(len(ids), dtype=pl.Int64).alias(PLACE))
+    for name in columns:
+        missing = data.table.column(name).null_count
+        if missing:
+            raise ValueError(f"column {name!r}, which tells queries apart, is null in {missing} rows; fill it first.")
     frame = data.to_polars().select(*columns, candidate).cast({candidate: ids.dtype}).unique(maintain_order=True)
     if seen is not None:
         _check_columns(seen, [*keys, candidate], "the data of seen items")

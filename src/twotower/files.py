@@ -2,7 +2,7 @@
 
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +13,9 @@ PathLike = str | os.PathLike[str]
 @contextmanager
 def written_aside(path: PathLike) -> Iterator[Path]:
     """Give a path beside `path` to write to; it takes the place of `path` only if the block succeeds."""
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays a link: what it points to is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         yield aside
         _flush(aside)
@@ -27,14 +25,25 @@ def written_aside(path: PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_aside(path: PathLike) -> Iterator[Path]:
-    """The same for a folder. A folder that stood at `path` is replaced in two renames, and put back on failure."""
-    target = Path(path)
+def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
+    """The same for a folder. One that stands at `path` is replaced in two renames, and put back on failure.
+
+    Raises:
+        ValueError: something else stands at `path`: a file, or a folder that holds files but not the `marker`, the file
+            by which the new folder will be known.
+    """
+    target = Path(path).resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"cannot write a folder to {target}: a file stands there. Give another path.")
+    if target.exists() and any(target.iterdir()) and not (target / marker).exists():
+        raise ValueError(
+            f"{target} holds other files ({sorted(p.name for p in target.iterdir())[:3]}, ...) and no {marker}: it would be "
+            "replaced as a whole. Give a path of its own."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     old = aside.with_name(aside.name + ".old")
+    aside.mkdir()
     try:
         yield aside
         for file in aside.rglob("*"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower import logits
+from twotower.blocks.mlp import LazyDense
 from twotower.candidates import Candidates
 from twotower.data.batch import Batch, scalar_column
 from twotower.errors import choose, explain_options
@@ -170,6 +171,8 @@ class ContrastiveOutput(ModelOutput):
         name: str = "contrastive_output",
     ) -> None:
         super().__init__(name, LOSSES, target, sample_weight)
+        if not isinstance(to_call, (DotProduct, ColumnSchema, Schema)):
+            raise TypeError(f"to_call must be DotProduct() or the candidate id's column, got {type(to_call).__name__}.")
         if not logits_temperature > 0:
             raise ValueError(f"logits_temperature must be above 0, got {logits_temperature}.")
         self.candidate_id = _candidate_id(to_call, schema)
@@ -260,7 +263,7 @@ class BinaryOutput(ModelOutput):
             raise ValueError(f"logits_temperature must be above 0, got {logits_temperature}.")
         self.pre = pre or DotProduct()
         self.logits_temperature = logits_temperature
-        self.to_logit = nn.LazyLinear(1)
+        self.to_logit = _head()
 
     def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
         """The mean loss over the batch."""
@@ -298,7 +301,7 @@ class RegressionOutput(ModelOutput):
         target = target.name if isinstance(target, ColumnSchema) else target
         super().__init__(name or f"{target}/regression_output", REGRESSION_LOSSES, target, sample_weight)
         self.pre = pre or DotProduct()
-        self.to_value = nn.LazyLinear(1)
+        self.to_value = _head()
 
     def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
         """The mean loss over the batch."""
@@ -314,6 +317,11 @@ class RegressionOutput(ModelOutput):
 def _sum_of_counts(counts: Sequence[Callable[[Tensor], Tensor]], ids: Tensor) -> Tensor:
     """log of the summed expected counts of all samplers, (M,)."""
     return torch.stack([count(ids) for count in counts]).logsumexp(0)
+
+
+def _head() -> nn.Module:
+    """w v + b, from w = 1 and b = 0: a larger product starts, and so ends, as a better pair."""
+    return LazyDense(1, True, "ones", "zeros")
 
 
 def pair_target(batch: Batch, name: str) -> Float[Tensor, "B"]:

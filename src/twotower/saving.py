@@ -170,13 +170,14 @@ def write_module(module: nn.Module, folder: Path, extra: Mapping[str, Json] | No
     """module.json and weights.safetensors in an existing folder."""
     library = importlib.import_module("twotower")
     text = {"format": FORMAT, "twotower": library.__version__, "module": describe(module), **(extra or {})}
+    text["frozen"] = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     (folder / "module.json").write_text(json.dumps(text, indent=1))
     safetensors.torch.save_file(_distinct(module.state_dict()), folder / "weights.safetensors")
 
 
 def save_module(module: nn.Module, path: PathLike) -> None:
     """Write a module's folder aside, then put it in place."""
-    with folder_written_aside(path) as folder:
+    with folder_written_aside(path, "module.json") as folder:
         write_module(module, folder)
 
 
@@ -206,6 +207,9 @@ def read_weights(module: nn.Module, folder: Path) -> None:
     saved = safetensors.torch.load_file(folder / "weights.safetensors")
     shared = {name: first for name, first in _names_of_shared(module.state_dict()).items() if first in saved}
     module.load_state_dict(saved | {name: saved[first] for name, first in shared.items()})
+    frozen = set(read_json(folder)["frozen"])
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in frozen)
 
 
 def _names_of_shared(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

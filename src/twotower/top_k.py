@@ -166,9 +166,11 @@ class TopKEncoder(nn.Module):
         """Write a folder with the query tower, the candidates and their ids; whole or not at all, without pickle."""
         if self.index is None:
             raise ValueError("the TopKEncoder has no candidates to save: call index_candidates first.")
-        with folder_written_aside(path) as folder:
+        with folder_written_aside(path, "module.json") as folder:
             write_module(self.query_encoder, folder, {"topk_layer": self.topk_layer, "k": self.k})
-            safetensors.torch.save_file({"vectors": self.index.vectors.cpu()}, folder / "candidates.safetensors")
+            safetensors.torch.save_file(
+                {"vectors": self.index.vectors.cpu().contiguous()}, folder / "candidates.safetensors"
+            )
             pq.write_table(pa.table({"id": self.identifiers}), folder / "ids.parquet")
 
     @classmethod
@@ -195,14 +197,18 @@ def _vectors_and_ids(candidates: Tensor | Dataset, identifiers: Identifiers | No
         vectors = torch.from_numpy(
             np.stack([candidates.table.column(str(n)).to_numpy() for n in range(len(numbered))], axis=1)
         )
-        ids = candidates.table.column(others[0]).combine_chunks() if identifiers is None else _id_array(identifiers)
+        column = candidates.table.column(others[0]) if identifiers is None else identifiers
+        ids = _id_array(column)
         return vectors.float(), ids
     ids = pa.array(range(len(candidates)), type=pa.int64()) if identifiers is None else _id_array(identifiers)
     return candidates, ids
 
 
-def _id_array(identifiers: Identifiers) -> pa.Array:
-    ids = pa.array(identifiers.cpu().numpy() if isinstance(identifiers, Tensor) else identifiers)
+def _id_array(identifiers: Identifiers | pa.ChunkedArray) -> pa.Array:
+    given = identifiers.cpu().numpy() if isinstance(identifiers, Tensor) else identifiers
+    ids = given.combine_chunks() if isinstance(given, pa.ChunkedArray) else pa.array(given)
+    if ids.null_count:
+        raise ValueError(f"candidate ids must not be missing: {ids.null_count} of {len(ids)} are null.")
     if pa.types.is_integer(ids.type):
         return ids.cast(pa.int64())
     if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):

@@ -1,5 +1,6 @@
 """Tables in, batches out: nothing wrapped, dropped or reordered that should not be."""
 
+import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -157,8 +158,12 @@ def test_loader_errors() -> None:
     with pytest.raises(TypeError, match="Loader: unknown option 'suffle'.*Did you mean 'shuffle'"):
         tt.Loader(data, 2, suffle=True)  # type: ignore[call-arg]
     loader = tt.Loader(data, 1)
-    with pytest.raises(ValueError, match="taken over 3 rows, this dataset has 2"):
-        loader.load_state_dict({"seed": 0, "epoch": 0, "batches_done": 0, "rows": 3})
+    with pytest.raises(ValueError, match=r"taken by another Loader: {'rows': \(3, 2\), 'batch_size': \(7, 1\)}"):
+        loader.load_state_dict({"seed": 0, "epoch": 0, "batches_done": 0, "rows": 3, "batch_size": 7, "shuffle": 1})
+    assert tt.Loader(data, np.int64(2)).batch_size == 2
+    with pytest.raises(ValueError, match="column 'x' holds 2 nan or infinite numbers"):
+        tt.Dataset({"x": [1.0, float("nan"), float("inf")]}).batch()
+    assert tt.Dataset({"a": [1]}, tt.Schema([])).schema == tt.Schema([])
 
 
 def test_catalog() -> None:

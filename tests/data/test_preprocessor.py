@@ -154,8 +154,8 @@ def test_errors_name_the_column() -> None:
         made.transform({"item": ["30"]})
     with pytest.raises(ValueError, match="column 'item' was learnt from one value a row, but now holds List"):
         made.transform({"item": [[30]]})
-    with pytest.raises(ValueError, match="column 'price' has 2 missing numbers in 3 rows"):
-        made.transform({"price": [1.0, None, float("nan")]})
+    with pytest.raises(ValueError, match="column 'price' has 3 missing or infinite numbers in 4 rows"):
+        made.transform({"price": [1.0, None, float("nan"), float("inf")]})
     with pytest.raises(ValueError, match="has none of the columns"):
         made.transform({"other": [1]})
     with pytest.raises(ValueError, match="would mix Int64 and String"):

@@ -56,6 +56,12 @@ class PretrainedEmbeddings(nn.Module):
             schema[name]
         self.projections = nn.ModuleList(nn.LazyLinear(d) if (d := dims.get(c.name)) else nn.Identity() for c in schema)
 
+    def for_columns(self, schema: Schema) -> "PretrainedEmbeddings":
+        """The same options for some of the columns, with projections of their own."""
+        dims = self.output_dims
+        kept = {name: dims[name] for name in dims if name in schema} if isinstance(dims, Mapping) else dims
+        return PretrainedEmbeddings(schema, kept, self.normalizer)
+
     def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """One (B, width) tensor for each column."""
         out: dict[str, Tensor | Ragged] = {}
@@ -137,10 +143,16 @@ class InputBlockV2(nn.Module):
 
     def select_by_tag(self, tags: Tags | str | list[Tags | str]) -> "InputBlockV2":
         """The columns with any of the tags, with the same tables."""
+        if self.pre is not None or self.post is not None:
+            raise ValueError("select_by_tag cannot split pre and post; give them to the Encoder of each tower instead.")
         schema = self.schema.select_by_tag(tags)
         kept = [c for c in schema if column_kind(c) == "categorical"]
         shared = self.categorical.select(Schema(kept)) if isinstance(self.categorical, Embeddings) and kept else None
-        return InputBlockV2(schema, categorical=shared, aggregation=self.aggregation)
+        vectors = Schema([c for c in schema if column_kind(c) == "embedding"])
+        pretrained = None
+        if isinstance(self.pretrained_embeddings, PretrainedEmbeddings) and len(vectors):
+            pretrained = self.pretrained_embeddings.for_columns(vectors)
+        return InputBlockV2(schema, categorical=shared, pretrained_embeddings=pretrained, aggregation=self.aggregation)
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
         """The L2 terms of the embedding tables, by column."""

@@ -81,7 +81,12 @@ def _numbers(array: pa.Array, name: str) -> Tensor:
             "or leave it out of the schema (schema.excluding_by_name)."
         )
     # Arrow's memory is read-only; a copy keeps in-place work from corrupting it
-    return torch.from_numpy(array.to_numpy(zero_copy_only=False).astype(dtype, copy=True))
+    values = array.to_numpy(zero_copy_only=False).astype(dtype, copy=True)
+    if dtype is np.float32 and not np.isfinite(values).all():
+        raise ValueError(
+            f"column {name!r} holds {int((~np.isfinite(values)).sum())} nan or infinite numbers. Fill them before."
+        )
+    return torch.from_numpy(values)
 
 
 def _check_domain(column: Tensor | Ragged, name: str, largest: int) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 
+import polars as pl
 import torch
 from torch import Tensor
 
@@ -29,10 +30,11 @@ class Catalog:
     def from_dataset(cls, dataset: Dataset, id_name: str, schema: Schema) -> "Catalog":
         """The distinct ids of a dataset with the features of their first row.
 
-        Warns when an id comes with different features: a catalogue holds one row for each candidate.
+        Warns when an id comes with different features, since a catalogue holds one row for each candidate; and when ids
+        are missing or outside the Preprocessor's vocabulary, since those are no candidate that could be recommended.
         """
         names = list(dict.fromkeys([id_name, *schema.column_names]))
-        frame = dataset.select(names).to_polars()
+        frame = _known(dataset.select(names).to_polars(), id_name, dataset.schema[id_name].properties.get("unknown_id"))
         distinct = frame.unique(maintain_order=True)
         first = distinct.unique([id_name], keep="first", maintain_order=True).sort(id_name)
         if len(distinct) > len(first):
@@ -76,3 +78,17 @@ class Catalog:
                 "narrow the sampler's ids (min_id, max_id)."
             )
         return take(self.features, rows)
+
+
+def _known(frame: pl.DataFrame, id_name: str, unknown_id: int | None) -> pl.DataFrame:
+    """The rows whose id is one candidate's own; the Preprocessor's missing and unknown ids are anybody's."""
+    if unknown_id is None:
+        return frame
+    kept = frame.filter(pl.col(id_name) > unknown_id)
+    if len(kept) < len(frame):
+        warnings.warn(
+            f"{len(frame) - len(kept)} rows hold no id or one that the Preprocessor did not know in {id_name!r}; they are "
+            "not in the catalogue. Fit the Preprocessor on the table of all candidates to know them.",
+            stacklevel=4,
+        )
+    return kept

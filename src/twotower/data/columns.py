@@ -153,9 +153,11 @@ def numbers(raw: pl.Series) -> pl.Series:
     if not (raw.dtype.is_numeric() or raw.dtype == pl.Boolean):
         raise ValueError(f"column {raw.name!r} is declared Numeric, but holds {raw.dtype}.")
     values = raw.cast(pl.Float64).rename("")
-    holes = values.null_count() + int(values.is_nan().sum())
+    holes = len(values) - int(values.is_finite().sum())
     if holes:
-        raise ValueError(f"column {raw.name!r} has {holes} missing numbers in {len(raw)} rows; fill them first.")
+        raise ValueError(
+            f"column {raw.name!r} has {holes} missing or infinite numbers in {len(raw)} rows; fill them first."
+        )
     return values
 
 

@@ -51,7 +51,8 @@ class Dataset:
 
     def __init__(self, source: Source, schema: Schema | None = None) -> None:
         self.table, stored = _read(source)
-        self.schema = schema or stored or schema_from_arrow(self.table.schema)
+        known = stored if schema is None else schema
+        self.schema = schema_from_arrow(self.table.schema) if known is None else known
         for name in self.schema.column_names:
             if name not in self.table.column_names:
                 raise ValueError(
@@ -92,7 +93,7 @@ class Dataset:
 
     def batch(self, schema: Schema | None = None) -> Batch:
         """The columns of the schema as tensors, all rows at once."""
-        wanted = schema or self.schema
+        wanted = self.schema if schema is None else schema
         for name in wanted.column_names:
             if name not in self.table.column_names:
                 raise ValueError(f"the data lacks a column. {unknown('column', name, self.table.column_names)}")

@@ -30,6 +30,8 @@ def build_histories(
         [[], ['a'], [], ['b']]
     """
     frame = _checked(events, [user, item, time], length).with_row_index("__row")
+    if name in frame.columns:
+        raise ValueError(f"the events have a column {name!r} already; give the histories another name.")
     ordered = frame.sort([user, time, "__row"])
     users, times = ordered[user].rle_id().to_numpy(), ordered[time].to_numpy()
     rows = np.arange(len(ordered))
@@ -64,6 +66,8 @@ def _checked(events: Source, columns: list[str], length: int) -> pl.DataFrame:
             raise ValueError(unknown("column", column, frame.columns))
         if frame[column].null_count():
             raise ValueError(f"column {column!r} has {frame[column].null_count()} nulls; a history cannot place them.")
+        if frame[column].dtype.is_float() and frame[column].is_nan().any():
+            raise ValueError(f"column {column!r} holds nan; a history cannot place it.")
     if length < 1:
         raise ValueError(f"a history needs length >= 1, got {length}.")
     return frame

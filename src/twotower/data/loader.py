@@ -40,14 +40,14 @@ class Loader:
         drop_last: bool = False,
         schema: Schema | None = None,
     ) -> None:
-        if not isinstance(batch_size, int) or batch_size < 1:
+        if batch_size != int(batch_size) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}.")
         self.dataset = dataset
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
         self.shuffle = shuffle
         self.seed = seed
         self.drop_last = drop_last
-        self.schema = schema or dataset.schema
+        self.schema = dataset.schema if schema is None else schema
         self._columns = dataset.batch(self.schema)
         self._epoch = -1  # none has begun
         self._batches_done = 0
@@ -82,13 +82,18 @@ class Loader:
 
     def state_dict(self) -> dict[str, int]:
         """The position: which epoch (-1 before the first), and how many of its batches were handed out."""
-        return {"seed": self.seed, "epoch": self._epoch, "batches_done": self._batches_done, "rows": len(self.dataset)}
+        return {"seed": self.seed, "epoch": self._epoch, "batches_done": self._batches_done, **self._fixed()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on from the position of another Loader over the same dataset."""
-        if state["rows"] != len(self.dataset):
+        wrong = {name: (state[name], value) for name, value in self._fixed().items() if state[name] != value}
+        if wrong:
             raise ValueError(
-                f"the position was taken over {state['rows']} rows, this dataset has {len(self.dataset)}: not the same data."
+                f"the position was taken by another Loader: {wrong} (then, now). Give the same data and the same options."
             )
         self.seed, self._epoch, self._batches_done = state["seed"], state["epoch"], state["batches_done"]
         self._resumed = 0 < self._batches_done < len(self)
+
+    def _fixed(self) -> dict[str, int]:
+        """What a position depends on."""
+        return {"rows": len(self.dataset), "batch_size": self.batch_size, "shuffle": int(self.shuffle)}

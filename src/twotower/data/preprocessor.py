@@ -117,7 +117,7 @@ class Preprocessor:
     def save(self, path: PathLike) -> None:
         """Write a folder: preprocessor.json, and one Parquet file for each vocabulary."""
         self._check_fitted()
-        with folder_written_aside(path) as folder:
+        with folder_written_aside(path, "preprocessor.json") as folder:
             for number, vocabulary in enumerate(self.vocabularies.values()):
                 vocabulary.values.alias("value").to_frame().write_parquet(folder / f"vocabulary-{number}.parquet")
             kinds = {kind: name for name, kind in KINDS.items()}

@@ -1,13 +1,11 @@
 """Ragged: lists of different lengths as one flat tensor and its row boundaries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
 class Ragged:
     """B lists in two tensors: row i is `values[offsets[i]:offsets[i + 1]]`.
 
@@ -24,15 +22,20 @@ class Ragged:
         ([2, 0, 1], [[5, 7], [], [9]])
     """
 
-    values: Tensor
-    offsets: Tensor
+    # no dataclass: the Trainer maps over the fields of dataclasses, and refuses frozen ones
+    __slots__ = ("offsets", "values")
 
-    def __post_init__(self) -> None:
-        if self.offsets.ndim != 1 or self.offsets.dtype != torch.int64 or len(self.offsets) == 0:
+    def __init__(self, values: Tensor, offsets: Tensor) -> None:
+        if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) == 0:
             raise ValueError(
-                f"Ragged offsets must be int64 of shape (B + 1,), got {self.offsets.dtype} of shape "
-                f"{tuple(self.offsets.shape)}. Ragged.from_lists makes them from lists."
+                f"Ragged offsets must be int64 of shape (B + 1,), got {offsets.dtype} of shape {tuple(offsets.shape)}. "
+                "Ragged.from_lists makes them from lists."
             )
+        self.values = values
+        self.offsets = offsets
+
+    def __repr__(self) -> str:
+        return f"Ragged(values={self.values}, offsets={self.offsets})"
 
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[float]], dtype: torch.dtype | None = None) -> "Ragged":

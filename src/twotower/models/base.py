@@ -233,8 +233,8 @@ class RetrievalModelV2(nn.Module):
         from twotower.training import lightning  # takes two seconds to import, and only fit needs it
 
         train = Dataset(train)
-        if epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {epochs}.")
+        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
+            raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}.")
         if batch_size is None:
             raise ValueError(
                 "fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step."

@@ -62,7 +62,7 @@ def evaluate_in_batch(
     model: "RetrievalModelV2", data: Dataset, *, metrics: Sequence[RankingMetric], batch_size: int
 ) -> dict[str, float]:
     """The metrics of each row's candidate against its batch's other candidates: depends on batch_size."""
-    loader = Loader(data, batch_size, shuffle=False, schema=model.input_schema)
+    loader = Loader(_positives(model.outputs, data), batch_size, shuffle=False, schema=model.input_schema)
     rows: dict[str, list[Tensor]] = {}
     with evaluating(model):
         for batch in loader:

@@ -29,7 +29,7 @@ def save(model: "RetrievalModelV2", path: PathLike, include_optimizer: bool) -> 
         raise ValueError(
             "include_optimizer=True, but the model has no optimizer state: it was not fitted since compile()."
         )
-    with folder_written_aside(path) as folder:
+    with folder_written_aside(path, "module.json") as folder:
         write_module(model, folder, {"compiled": _describe_compiled(model.compiled)})
         if model.catalog is not None:
             catalog = model.catalog

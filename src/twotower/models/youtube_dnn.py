@@ -46,6 +46,11 @@ def YoutubeDNNRetrievalModelV2(  # noqa: N802
     Raises:
         ValueError: the shared item table has another width than the top block.
     """
+    if outputs is not None and (logits_temperature, num_sampled, min_sampled_id) != (1.0, 100, 0):
+        raise ValueError(
+            "outputs= brings its own settings, so logits_temperature, num_sampled and min_sampled_id would be ignored. "
+            "Set them on the output."
+        )
     top = top_block or MLPBlock([64])
     item = candidate_id_column(schema, None, candidate_id_tag)
     width = top.dimensions[-1]

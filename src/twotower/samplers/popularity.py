@@ -25,7 +25,7 @@ class PopularityBasedSamplerV2(CandidateSampler):
         min_id: the smallest id; 2 with ids from the Preprocessor, whose 0 and 1 stand for missing and unknown.
         max_num_samples: N, the size of the pool.
         unique: draw distinct ids.
-        seed: of the sampler's own generator; its state is saved with the model.
+        seed: of the sampler's own generator, whose state is saved with the model; by default drawn from PyTorch's.
 
     Raises:
         ValueError: more distinct ids asked for than there are.
@@ -52,7 +52,7 @@ class PopularityBasedSamplerV2(CandidateSampler):
         self.max_num_samples = max_num_samples
         self.unique = unique
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(0 if seed is None else seed)
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         c = torch.arange(size, dtype=torch.float64)
         # no buffer: draws are made on the CPU in float64, whatever the model's device and precision
         self.log_p = torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1))

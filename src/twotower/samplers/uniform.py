@@ -18,7 +18,7 @@ class UniformSampler(CandidateSampler):
 
     Args:
         max_num_samples: N; the whole catalogue where it is smaller.
-        seed: of the sampler's own generator; its state is saved with the model.
+        seed: of the sampler's own generator, whose state is saved with the model; by default drawn from PyTorch's.
 
     Example:
         >>> sampler = UniformSampler(max_num_samples=2)
@@ -30,13 +30,13 @@ class UniformSampler(CandidateSampler):
     """
 
     @explain_options
-    def __init__(self, max_num_samples: int = 1000, seed: int = 0) -> None:
+    def __init__(self, max_num_samples: int = 1000, seed: int | None = None) -> None:
         super().__init__()
         if max_num_samples < 1:
             raise ValueError(f"max_num_samples must be at least 1, got {max_num_samples}.")
         self.max_num_samples = max_num_samples
         self.seed = seed
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         # every candidate counted once: its expected count in N draws is N / size
         self.known = CountFrequency()
 

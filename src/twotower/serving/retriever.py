@@ -1,5 +1,6 @@
 """Retriever: raw queries in, raw item ids and their display fields out."""
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import polars as pl
@@ -37,8 +38,12 @@ class Retriever:
         if name not in raw.columns or raw[name].n_unique() < len(raw):
             found = f"{raw[name].n_unique()} distinct of {len(raw)}" if name in raw.columns else f"only {raw.columns}"
             raise ValueError(f"items needs a column {name!r} with a different id in each row; found {found}.")
-        vectors = embed(model.candidate, preprocessor.transform(raw))
-        self._use(Bundle(model, preprocessor, raw, vectors))
+        taken = [name for name in ("query", "rank", "score") if name in raw.columns]
+        if taken:
+            raise ValueError(f"items has columns named {taken}, as the results have; rename them.")
+        # a copy: vectors and towers must stay of one mind if the model is trained on
+        mine = copy.deepcopy(model).cpu().eval()
+        self._use(Bundle(mine, preprocessor, raw, embed(mine.candidate, preprocessor.transform(raw))))
 
     def _use(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -52,10 +57,10 @@ class Retriever:
         save_bundle(self.bundle, path)
 
     @classmethod
-    def load(cls, path: PathLike) -> "Retriever":
-        """Read and verify a bundle."""
+    def load(cls, path: PathLike, custom_objects: Mapping[str, type] | None = None) -> "Retriever":
+        """Read and verify a bundle; classes of your own by name in `custom_objects`."""
         retriever = cls.__new__(cls)
-        retriever._use(load_bundle(path))
+        retriever._use(load_bundle(path, custom_objects))
         return retriever
 
     def recommend(

@@ -57,7 +57,10 @@ class Task(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The position in the data belongs to the checkpoint."""
-        checkpoint["twotower_loader"] = self.loader.state_dict()
+        position = self.loader.state_dict()
+        if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # steps_per_epoch may end it early
+            position["batches_done"] = len(self.loader)
+        checkpoint["twotower_loader"] = position
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
