@@ -34,6 +34,7 @@ class Task(L.LightningModule):
         self.loader = loader
         self.batch_metrics = batch_metrics
         self.train_metrics_steps = train_metrics_steps
+        self.rng_state: Tensor | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step's loss; parts and asked-for batch metrics go to the log."""
@@ -56,15 +57,22 @@ class Task(L.LightningModule):
         return optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The position in the data belongs to the checkpoint."""
+        """The position in the data and the state of the random numbers belong to the checkpoint."""
         position = self.loader.state_dict()
         if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # steps_per_epoch may end it early
             position["batches_done"] = len(self.loader)
         checkpoint["twotower_loader"] = position
+        checkpoint["twotower_rng"] = torch.get_rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the batch after the last one."""
         self.loader.load_state_dict(checkpoint["twotower_loader"])
+        self.rng_state = checkpoint["twotower_rng"]
+
+    def on_train_start(self) -> None:
+        """Dropout goes on with the numbers that an unbroken run would draw (on the CPU)."""
+        if self.rng_state is not None:
+            torch.set_rng_state(self.rng_state)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning does not know Ragged."""
