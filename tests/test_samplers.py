@@ -12,8 +12,12 @@ from twotower.candidates import Candidates
 NOTHING = Candidates(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2))
 
 
+def step(batch: Candidates) -> tt.Step:
+    return tt.Step({}, batch.vectors, batch, lambda ids: torch.zeros(len(ids), 2))
+
+
 def draw(sampler: tt.CandidateSampler) -> tt.Draw:
-    return sampler(NOTHING, lambda ids: torch.zeros(len(ids), 2))
+    return sampler(step(NOTHING))
 
 
 def test_log_uniform_probabilities_are_merlins() -> None:
@@ -94,7 +98,7 @@ def test_corrected_sum_over_a_mix_with_the_batch_is_unbiased(unique: bool) -> No
     for _ in range(4000):
         batch = events[torch.randint(len(events), (6,), generator=generator)]
         positives = Candidates(batch, torch.zeros(6, 2))
-        draws = [s(positives, lambda ids: torch.zeros(len(ids), 2)) for s in (in_batch, popular)]
+        draws = [s(step(positives)) for s in (in_batch, popular)]
         ids = torch.cat([d.candidates.ids for d in draws])
         expected = torch.stack([d.log_expected_count(ids) for d in draws]).logsumexp(0).exp()
         sums.append((f[ids] / expected).sum())
@@ -176,9 +180,9 @@ def test_two_items_of_one_bucket_count_once() -> None:
 def test_streaming_frequency_learns_in_training_mode_only_and_is_saved() -> None:
     sampler = tt.InBatchSamplerV2("streaming")
     positives = Candidates(torch.tensor([1, 2]), torch.zeros(2, 2))
-    before = sampler(positives, lambda ids: torch.zeros(0, 2)).log_expected_count(torch.tensor([1]))
+    before = sampler(step(positives)).log_expected_count(torch.tensor([1]))
     sampler.eval()
-    again = sampler(positives, lambda ids: torch.zeros(0, 2)).log_expected_count(torch.tensor([1]))
+    again = sampler(step(positives)).log_expected_count(torch.tensor([1]))
     assert before == again
     other = tt.InBatchSamplerV2(tt.StreamingFrequency(seed=9))
     other.load_state_dict(sampler.state_dict())

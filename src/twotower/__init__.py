@@ -6,7 +6,7 @@ from twotower.blocks.inputs import Continuous, InputBlockV2, PretrainedEmbedding
 from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
 from twotower.bundle import Bundle, load_bundle, save_bundle
-from twotower.candidates import Candidates, Draw, TopK
+from twotower.candidates import Candidates, Draw, Step, TopK
 from twotower.data.catalog import Catalog
 from twotower.data.columns import Categorical, Numeric, Text
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
@@ -18,6 +18,7 @@ from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import split_by_time
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.indexes.exact import ExactIndex
+from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
     HitRateAt,
@@ -31,7 +32,7 @@ from twotower.models.base import RetrievalModelV2
 from twotower.models.matrix_factorization import MatrixFactorizationModelV2
 from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
 from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
-from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput, Step
+from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
 from twotower.samplers.in_batch import InBatchSamplerV2
@@ -81,6 +82,7 @@ __all__ = [
     "InBatchSamplerV2",
     "InputBlockV2",
     "L2Norm",
+    "LearnedTemperature",
     "Loader",
     "MLPBlock",
     "MRRAt",

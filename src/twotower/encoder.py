@@ -56,6 +56,7 @@ class Encoder(nn.Module):
         self.pre = pre
         self.post = post
         self.schema = self.inputs.schema
+        self.mixes_rows = _mixes_rows(self)
         self.dim = _output_width(self)
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
@@ -140,6 +141,7 @@ class EmbeddingEncoder(nn.Module):
         if self.table.dim != dim:
             raise ValueError(f"the shared table {self.table.name!r} has width {self.table.dim}, not dim={dim}.")
         self.post = post
+        self.mixes_rows = _mixes_rows(self)
         self.dim = dim
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
@@ -214,6 +216,11 @@ def index_column(schema: Schema, index: str | Tags) -> str:
     if len(names) != 1:
         raise ValueError(f"expected one column tagged {index.value!r} among {schema.column_names}, found {names}.")
     return names[0]
+
+
+def _mixes_rows(tower: nn.Module) -> bool:
+    """Whether a row's vector depends on the other rows of its batch."""
+    return any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in tower.modules())
 
 
 def _output_width(encoder: Encoder) -> int:

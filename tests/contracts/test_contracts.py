@@ -64,7 +64,7 @@ def test_samplers(name: str) -> None:
     sampler.adapt(torch.arange(50).repeat(3), torch.arange(50))
     table = torch.randn(50, 4, requires_grad=True)
     ids = torch.tensor([3, 4, 3, 9])
-    draw = sampler(Candidates(ids, table[ids]), lambda wanted: table[wanted])
+    draw = sampler(tt.Step({}, torch.zeros(4, 4), Candidates(ids, table[ids]), lambda wanted: table[wanted]))
     pool = draw.candidates
     assert pool.vectors.shape == (len(pool), 4)
     assert torch.equal(pool.vectors, table[pool.ids])

@@ -4,8 +4,23 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from twotower.losses.fused import fused_softmax
 from twotower.losses.pairwise import bpr, bpr_max, hinge, logistic, top1, top1_max, top1_v2
 from twotower.losses.softmax import softmax
+
+__all__ = [
+    "LOSSES",
+    "Loss",
+    "bpr",
+    "bpr_max",
+    "fused_softmax",
+    "hinge",
+    "logistic",
+    "softmax",
+    "top1",
+    "top1_max",
+    "top1_v2",
+]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

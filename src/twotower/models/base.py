@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from twotower.candidates import Candidates
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset, Source
 from twotower.data.loader import Loader
+from twotower.distinct import query_id
 from twotower.encoder import Tower, embeddings_dataset, encode
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
 from twotower.models import scoring, storing
-from twotower.models.parts import candidate_id_column, check_outputs, check_widths, table_tower
+from twotower.models.parts import candidate_id_column, check_outputs, check_widths, make_step, table_tower
 from twotower.optimizers import MakeOptimizer
-from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss, Step
+from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss
 from twotower.schema import Schema, Tags
 from twotower.top_k import TopKEncoder
 from twotower.training.compiled import Compiled, check_compiled
@@ -109,10 +109,9 @@ class RetrievalModelV2(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss under "loss" and, if it has several parts, each part under its name."""
-        ids = scalar_column(batch, self.candidate_id.name)
-        step = Step(batch, self.query(batch), Candidates(ids, self.candidate(batch)), self._encode_ids)
+        step = make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids)
         parts = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
-        weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=ids.device)
+        weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=step.query.device)
         total = (torch.stack(list(parts.values())) * weights).sum()
         terms = [*self.query.regularization(batch).values(), *self.candidate.regularization(batch).values()]
         if terms:
@@ -174,10 +173,16 @@ class RetrievalModelV2(nn.Module):
         """
         ids = scalar_column(Dataset(train).batch(Schema([self.candidate_id])), self.candidate_id.name)
         self.catalog = self._catalog_of(train if catalog is None else catalog)
+        query_ids = self._query_ids(Dataset(train))
         for output in self.outputs:
             if isinstance(output, ContrastiveOutput):
-                output.adapt(ids.to(self.device), self.catalog.ids.to(self.device))
+                output.adapt(ids.to(self.device), self.catalog.ids.to(self.device), query_ids)
         return self
+
+    def _query_ids(self, train: Dataset) -> Tensor | None:
+        name = query_id(self.query)
+        ids = None if name is None else train.batch(self.query.schema.select_by_name([name]))[name]
+        return ids.to(self.device) if isinstance(ids, Tensor) and ids.ndim == 1 else None
 
     def _catalog_of(self, data: Source) -> Catalog:
         return Catalog.from_dataset(Dataset(data), self.candidate_id.name, self.candidate.schema)

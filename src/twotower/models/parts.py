@@ -1,9 +1,13 @@
-"""How the parts of a model fit: the candidate id, the widths, the outputs."""
+"""How the parts of a model fit: the candidate id, the widths, the outputs; and the step that they make together."""
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
+from twotower.candidates import Candidates, EncodeIds, Step
+from twotower.data.batch import Batch, scalar_column
+from twotower.distinct import encode_distinct, query_id
 from twotower.encoder import EmbeddingEncoder, Tower, evaluating
 from twotower.outputs import ContrastiveOutput, ModelOutput
 from twotower.schema import ColumnSchema, Schema, Tags
@@ -55,3 +59,15 @@ def check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
     for output in outputs:
         with evaluating(output):
             output.predict(torch.zeros(2, dim), torch.zeros(2, dim))
+
+
+def make_step(query: Tower, candidate: Tower, candidate_id: str, batch: Batch, encode: EncodeIds) -> Step:
+    """Both towers on the batch, each distinct query and candidate once."""
+    name = query_id(query)
+    queries, query_row, query_first = encode_distinct(query, batch, name)
+    vectors, row, first = encode_distinct(candidate, batch, candidate_id)
+    ids = scalar_column(batch, candidate_id)[first]
+    counts = None if row is None else torch.bincount(row, minlength=len(ids))
+    asked = None if name is None else batch[name]
+    query_ids = asked[query_first] if isinstance(asked, Tensor) and asked.ndim == 1 else None
+    return Step(batch, queries, Candidates(ids, vectors, counts), encode, query_row, row, query_ids)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from twotower.encoder import EmbeddingEncoder, Encoder, Tower
 from twotower.errors import explain_options
+from twotower.logits import LearnedTemperature
 from twotower.models.base import RetrievalModelV2
 from twotower.models.parts import candidate_id_column
 from twotower.outputs import ContrastiveOutput, DotProduct, ModelOutput
@@ -17,7 +18,7 @@ def TwoTowerModelV2(  # noqa: N802  (the name that Merlin users know)
     candidate_tower: Tower,
     candidate_id_tag: Tags | str = Tags.ITEM_ID,
     outputs: ModelOutput | Sequence[ModelOutput] | None = None,
-    logits_temperature: float = 1.0,
+    logits_temperature: float | LearnedTemperature = 1.0,
     negative_samplers: Samplers | None = None,
     schema: Schema | None = None,
     *,

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 
 from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
+from twotower.samplers.frequency import CountFrequency
 from twotower.samplers.in_batch import InBatchSamplerV2
 from twotower.samplers.popularity import PopularityBasedSamplerV2
 from twotower.samplers.uniform import UniformSampler
 from twotower.schema import ColumnSchema
 
-__all__ = ["SAMPLERS", "CandidateSampler", "Samplers", "resolve_samplers"]
+__all__ = ["SAMPLERS", "CandidateSampler", "CountFrequency", "Samplers", "resolve_samplers"]
 
 Samplers = str | CandidateSampler | Sequence[str | CandidateSampler]
 

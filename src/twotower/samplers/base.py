@@ -1,13 +1,10 @@
 """CandidateSampler: which candidates enter the pool, and how often each is expected there."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from twotower.candidates import Candidates, Draw
-
-EncodeIds = Callable[[Tensor], Tensor]
+from twotower.candidates import Draw, Step
 
 
 class CandidateSampler(nn.Module, ABC):
@@ -15,7 +12,11 @@ class CandidateSampler(nn.Module, ABC):
 
     A new sampler is one file with a class like this, its name in `samplers.SAMPLERS`, and its line in the contract
     cases of the tests. The expected counts of several samplers add up, so any mix of them is corrected.
+
+    `reads` names the columns of the batch, beside the towers' own, that the sampler reads.
     """
+
+    reads: tuple[str, ...] = ()
 
     @abstractmethod
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
@@ -27,10 +28,5 @@ class CandidateSampler(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
-        """Draw the pool.
-
-        Args:
-            positives: the batch's own candidates, B of them, already encoded.
-            encode: the candidate tower on ids: (M,) to (M, D), with the features of the catalogue and with gradient.
-        """
+    def forward(self, step: Step) -> Draw:
+        """Draw the pool: `step.candidate` holds the batch's own candidates, `step.encode` encodes others by id."""

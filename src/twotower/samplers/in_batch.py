@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from twotower.candidates import Candidates, Draw
+from twotower.candidates import Draw, Step
 from twotower.errors import choose
-from twotower.samplers.base import CandidateSampler, EncodeIds
+from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
 from twotower.samplers.streaming import StreamingFrequency
 
@@ -31,11 +31,12 @@ class InBatchSamplerV2(CandidateSampler):
         """Show the frequency the training ids."""
         self.frequency.adapt(ids)
 
-    def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
-        """The positives themselves. In training mode the frequency learns from them first."""
+    def forward(self, step: Step) -> Draw:
+        """The batch's candidates. In training mode the frequency learns from them first."""
+        positives = step.candidate
         if self.training:
             self.frequency.observe(positives.ids)
-        rows = len(positives)
+        rows = positives.total()
         # a batch of one row has no negatives: whatever stands for log 0 there is masked
         others = max(rows - 1, 1)
         expected = self.frequency.log_expected_count

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from twotower.candidates import Candidates, Draw
+from twotower.candidates import Candidates, Draw, Step
 from twotower.errors import explain_options
-from twotower.samplers.base import CandidateSampler, EncodeIds
+from twotower.samplers.base import CandidateSampler
 
 
 class PopularityBasedSamplerV2(CandidateSampler):
@@ -64,9 +64,9 @@ class PopularityBasedSamplerV2(CandidateSampler):
         """(max_id + 1,) p of each id; 0 below min_id."""
         return torch.cat([self.log_p.new_zeros(self.min_id), self.log_p.exp()])
 
-    def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
+    def forward(self, step: Step) -> Draw:
         """Draw N ids, the same for every row of the batch, and encode them."""
-        device = positives.ids.device
+        device = step.candidate.ids.device
         if self.unique:
             drawn, log_included = _draw_distinct(self.log_p, self.max_num_samples, self.generator)
         else:
@@ -76,7 +76,7 @@ class PopularityBasedSamplerV2(CandidateSampler):
             log_included = self.log_p + math.log(self.max_num_samples)
         ids = (drawn + self.min_id).to(device)
         table = log_included.float().to(device)
-        return Draw(Candidates(ids, encode(ids)), lambda asked: self._read(table, asked))
+        return Draw(Candidates(ids, step.encode(ids)), lambda asked: self._read(table, asked))
 
     def _read(self, table: Tensor, ids: Tensor) -> Tensor:
         inside = (ids >= self.min_id) & (ids <= self.max_id)

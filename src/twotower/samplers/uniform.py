@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from twotower.candidates import Candidates, Draw
+from twotower.candidates import Candidates, Draw, Step
 from twotower.errors import explain_options
-from twotower.samplers.base import CandidateSampler, EncodeIds
+from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency
 
 
@@ -24,7 +24,7 @@ class UniformSampler(CandidateSampler):
         >>> sampler = UniformSampler(max_num_samples=2)
         >>> sampler.adapt(torch.tensor([5, 5]), torch.tensor([5, 6, 7, 8]))
         >>> batch = Candidates(torch.tensor([5]), torch.zeros(1, 3))
-        >>> draw = sampler(batch, lambda ids: torch.zeros(len(ids), 3))
+        >>> draw = sampler(Step({}, batch.vectors, batch, lambda ids: torch.zeros(len(ids), 3)))
         >>> len(draw.candidates), draw.log_expected_count(torch.tensor([5, 99])).exp().tolist()
         (2, [0.5, 0.0])
     """
@@ -44,7 +44,7 @@ class UniformSampler(CandidateSampler):
         """Take the catalogue's ids."""
         self.known.adapt(catalog.unique())
 
-    def forward(self, positives: Candidates, encode: EncodeIds) -> Draw:
+    def forward(self, step: Step) -> Draw:
         """Draw N ids, the same for every row of the batch, and encode them."""
         size = len(self.known.ids)
         if not size:
@@ -54,7 +54,7 @@ class UniformSampler(CandidateSampler):
             )
         drawn = torch.randperm(size, generator=self.generator)[: self.max_num_samples]
         ids = self.known.ids[drawn.to(self.known.ids.device)]
-        return Draw(Candidates(ids, encode(ids)), lambda asked: self.known.log_expected_count(asked, len(drawn)))
+        return Draw(Candidates(ids, step.encode(ids)), lambda asked: self.known.log_expected_count(asked, len(drawn)))
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""

@@ -1,0 +1,54 @@
+"""Each distinct query and candidate of a batch is encoded once."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from twotower.data.batch import Batch, column, take
+from twotower.data.ragged import Ragged
+from twotower.encoder import Tower
+from twotower.schema import Tags
+
+Row = Int[Tensor, "B"]
+
+
+def encode_distinct(tower: Tower, batch: Batch, id_name: str | None) -> tuple[Float[Tensor, "U D"], Row | None, Row]:
+    """The vectors of a tower on a batch, once for each distinct id where the tower's columns follow from the id.
+
+    That they do is checked on every batch, by comparison; where they do not, and where a row's vector depends on the
+    other rows (batch normalisation), every row is encoded by itself. With dropout, equal rows share what is dropped.
+
+    Args:
+        tower: the tower.
+        batch: B rows.
+        id_name: the id column; None when there is none to go by.
+
+    Returns:
+        The vectors (U, D); which of them each row has (B,), None when row i has vector i; and one row of each (U,).
+    """
+    columns: Batch = {name: column(batch, name) for name in tower.schema.column_names}
+    some = next(iter(columns.values()))
+    every = torch.arange(len(some), device=some.device)
+    ids = batch.get(id_name) if id_name is not None else None
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or tower.mixes_rows:
+        return tower(columns), None, every
+    distinct, row = torch.unique(ids, return_inverse=True)
+    first = torch.empty_like(distinct).scatter_(0, row, every)
+    once = take(columns, first)
+    if not all(name == id_name or _same(once[name], row, columns[name]) for name in columns):
+        return tower(columns), None, every
+    return tower(once), row, first
+
+
+def query_id(tower: Tower) -> str | None:
+    """The column that tells queries apart: the one tagged USER_ID, or a tower's only column."""
+    tagged = tower.schema.select_by_tag(Tags.USER_ID).column_names
+    names = tagged if len(tagged) == 1 else tower.schema.column_names
+    return names[0] if len(names) == 1 else None
+
+
+def _same(once: Tensor | Ragged, row: Row, every: Tensor | Ragged) -> bool:
+    if isinstance(once, Ragged) and isinstance(every, Ragged):
+        spread = once.take(row)
+        return torch.equal(spread.offsets, every.offsets) and torch.equal(spread.values, every.values)
+    return isinstance(once, Tensor) and isinstance(every, Tensor) and torch.equal(once.index_select(0, row), every)

@@ -1,0 +1,377 @@
+"""ContrastiveOutput: the positive against a pool of sampled candidates."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from twotower import logits
+from twotower.candidates import Candidates, Draw, Step, rows
+from twotower.data.batch import scalar_column
+from twotower.errors import choose, explain_options
+from twotower.logits import LearnedTemperature
+from twotower.losses import LOSSES, fused_softmax, softmax
+from twotower.losses.fused import Hidden
+from twotower.outputs.base import DotProduct, ModelOutput, RowLoss
+from twotower.samplers import CandidateSampler, CountFrequency, Samplers, resolve_samplers
+from twotower.schema import ColumnSchema, Schema, Tags
+
+# the logq_sampling_correction option: name to (correct the pool, correct the positive too)
+CORRECTIONS: dict[str, tuple[bool, bool]] = {"logq": (True, True), "corrected": (True, False), "none": (False, False)}
+# a loss other than softmax is taken over blocks of rows with at most so many logits
+BLOCK_ELEMENTS = 2**26
+
+
+class ContrastiveOutput(ModelOutput):
+    """The positive against a pool of sampled candidates.
+
+    Logits are <q, c> / T, less log E of the candidate, with candidates equal to the row's positive masked; the loss
+    is a function of the positive's and the pool's logits, softmax cross-entropy by default. Without a target column
+    every row is a positive. Softmax never holds the B x N logits: see `twotower.losses.fused`.
+
+    Args:
+        to_call: DotProduct() together with `schema`; or the candidate id's column (a ColumnSchema, or a Schema of it),
+            for which a model without a candidate tower makes an embedding table.
+        negative_samplers: a name ("in-batch", "uniform", "popularity", ...), a CandidateSampler, or a list of them whose
+            draws form one pool.
+        schema: holds the candidate id column; with one column, or one tagged ITEM_ID.
+        logits_temperature: T > 0, or a LearnedTemperature; in training only, predictions are plain dot products.
+        logq_sampling_correction: True or "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
+            equation 4) with the summed expected counts of all samplers. "corrected" leaves the positive as it is, since
+            it was not sampled, and its row out of the pool's expected counts (Khrylchenko et al., "Correcting the LogQ
+            Correction", RecSys 2025, arXiv 2507.09331): the sum is unbiased also for items that fill the batch. (The
+            weight 1 - P of the paper is what the gradient of a softmax with its positive in the sum has by itself.)
+            False does not correct.
+        downscore_false_negatives: mask pool candidates that are the row's own positive.
+        two_directional: share of the loss that ranks the batch's queries for each candidate, in [0, 1]; corrected for
+            the frequency of queries, with the other queries of the same candidate masked.
+        prefixes: widths, such as (16, 32): the loss is the mean over the vectors cut to these widths and the whole, so
+            that the first columns serve as smaller vectors (Kusupati et al., "Matryoshka Representation Learning",
+            NeurIPS 2022).
+        target: a column whose rows > 0 are the positives; other rows only serve as negatives.
+        sample_weight: a column of row weights >= 0.
+        name: of the task.
+
+    Raises:
+        ValueError: unknown sampler or correction, no sampler, no id column, or a temperature that is not positive.
+    """
+
+    @explain_options
+    def __init__(
+        self,
+        to_call: DotProduct | ColumnSchema | Schema,
+        negative_samplers: Samplers = "in-batch",
+        *,
+        schema: Schema | None = None,
+        logits_temperature: float | LearnedTemperature = 1.0,
+        logq_sampling_correction: bool | str = True,
+        downscore_false_negatives: bool = True,
+        two_directional: float = 0.0,
+        prefixes: Sequence[int] = (),
+        target: str | None = None,
+        sample_weight: str | None = None,
+        name: str = "contrastive_output",
+    ) -> None:
+        super().__init__(name, LOSSES, target, sample_weight)
+        if not isinstance(to_call, (DotProduct, ColumnSchema, Schema)):
+            raise TypeError(f"to_call must be DotProduct() or the candidate id's column, got {type(to_call).__name__}.")
+        if not isinstance(logits_temperature, LearnedTemperature) and not logits_temperature > 0:
+            raise ValueError(f"logits_temperature must be above 0, got {logits_temperature}.")
+        if not 0 <= two_directional <= 1:
+            raise ValueError(f"two_directional is a share of the loss, 0 to 1; got {two_directional}.")
+        self.candidate_id = _candidate_id(to_call, schema)
+        self.to_call = to_call
+        self.schema = schema
+        self.negative_samplers = nn.ModuleList(resolve_samplers(negative_samplers, self.candidate_id))
+        self.logits_temperature = logits_temperature
+        self.logq_sampling_correction = logq_sampling_correction
+        self.downscore_false_negatives = downscore_false_negatives
+        self.two_directional = two_directional
+        self.prefixes = tuple(prefixes)
+        correction = logq_sampling_correction
+        if not isinstance(correction, str):
+            correction = "logq" if correction else "none"
+        self._corrects_pool, self._corrects_positive = choose("logq_sampling_correction", correction, CORRECTIONS)
+        self.query_frequency = CountFrequency()
+        if correction == "corrected" and not downscore_false_negatives:
+            raise ValueError(
+                'logq_sampling_correction="corrected" takes the positive out of the pool, which downscore_false_negatives='
+                "False would leave in. Drop one of the two."
+            )
+
+    # ---- samplers
+
+    def set_negative_samplers(self, samplers: Samplers) -> None:
+        """Replace the samplers; call the model's adapt (or fit) afterwards if they learn from data."""
+        self.negative_samplers = nn.ModuleList(resolve_samplers(samplers, self.candidate_id))
+
+    def adapt(self, ids: Tensor, catalog: Tensor | None = None, query_ids: Tensor | None = None) -> None:
+        """Show the samplers the candidate ids (rows,) of the training data, and those of all candidates.
+
+        Args:
+            ids: (rows,) candidate ids.
+            catalog: (N,) distinct ids of all candidates; by default those that occur.
+            query_ids: (rows,) query ids, which the two-directional term counts.
+        """
+        for sampler in self._samplers():
+            sampler.adapt(ids, ids.unique() if catalog is None else catalog)
+        if query_ids is not None and self.two_directional:
+            self.query_frequency.adapt(query_ids)
+
+    def columns(self) -> list[str]:
+        """The target, weight and negatives' columns that training reads."""
+        return super().columns() + [name for sampler in self._samplers() for name in sampler.reads]
+
+    def _samplers(self) -> list[CandidateSampler]:
+        return [sampler for sampler in self.negative_samplers if isinstance(sampler, CandidateSampler)]
+
+    # ---- the loss
+
+    def temperature(self) -> float | Float[Tensor, ""]:
+        """The present T."""
+        return (
+            self.logits_temperature()
+            if isinstance(self.logits_temperature, LearnedTemperature)
+            else self.logits_temperature
+        )
+
+    def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
+        """The mean loss of the batch's positives."""
+        chosen = self.resolve_loss(loss)
+        contest = self._contest(step)
+        parts = [self._loss(chosen, contest.cut(width)) for width in (*self.prefixes, contest.query.shape[1])]
+        value = torch.stack(parts).mean()
+        if not self.two_directional:
+            return value
+        return (1 - self.two_directional) * value + self.two_directional * self._loss(
+            chosen, self._turned(step, contest)
+        )
+
+    def logits(self, step: Step) -> tuple[Float[Tensor, "B"], Float[Tensor, "B N"]]:
+        """Training logits of the positives (B,) and of the pool (B, N), -inf where masked: what the loss is taken of."""
+        contest = self._contest(step)
+        with torch.autocast(step.query.device.type, enabled=False):
+            return contest.positive(), contest.negative(slice(None))
+
+    def predict(self, query: Float[Tensor, "B D"], candidate: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
+        """<q, c>, without temperature."""
+        return (query * candidate).sum(-1, keepdim=True)
+
+    def _loss(self, loss: RowLoss, contest: "Contest") -> Tensor:
+        with torch.autocast(contest.query.device.type, enabled=False):
+            positive = contest.positive()
+        if loss is softmax:
+            own = None if contest.own is None else contest.own_log_sum()
+            return fused_softmax(
+                contest.query, contest.pool.vectors, contest.offset(), positive, own, contest.weight, contest.query_row,
+                contest.hidden,
+            )  # fmt: skip
+        with torch.autocast(contest.query.device.type, enabled=False):
+            return _in_blocks(loss, contest, positive)
+
+    def _contest(self, step: Step) -> "Contest":
+        drawn = [sampler(step) for sampler in self._samplers()]
+        shared, own = [d for d in drawn if d.row is None], [d for d in drawn if d.row is not None]
+        pool = Candidates.concat([d.candidates for d in shared]) if shared else _nobody(step.candidate)
+        with torch.autocast(step.query.device.type, enabled=False):
+            query, candidate = _exact(step.query) / self.temperature(), _exact(step.candidate.vectors)
+        ids = step.positive_ids()
+        hides = self.downscore_false_negatives
+        row, column = logits.equal_pairs(ids, pool.ids) if hides else (ids.new_empty(0), ids.new_empty(0))
+        positive_correction = pool_correction = None
+        if self._corrects_positive and shared:
+            counts = [d.log_expected_count for d in shared]
+            positive_correction = rows(_sum_of_counts(counts, step.candidate.ids), step.candidate_row)
+        elif shared:
+            counts = [d.log_expected_negatives or d.log_expected_count for d in shared]
+        if self._corrects_pool and shared:
+            pool_correction = _sum_of_counts(counts, pool.ids)
+        target = None if self.target is None else scalar_column(step.batch, self.target) > 0
+        return Contest(
+            query=query,
+            query_row=_places(step.query_row, query),
+            candidate=candidate,
+            candidate_row=_places(step.candidate_row, candidate),
+            pool=replace(pool, vectors=_exact(pool.vectors)),
+            hidden=Hidden(row, column),
+            positive_correction=positive_correction,
+            pool_correction=pool_correction,
+            own=_own(own, ids if hides else None),
+            weight=self.row_weights(step.batch, query.new_empty(len(ids)), target),
+        )
+
+    def _turned(self, step: Step, contest: "Contest") -> "Contest":
+        """Candidates look for their queries among the batch's queries."""
+        row, candidate_row = contest.query_row, contest.candidate_row
+        counts = torch.bincount(row, minlength=len(contest.query))
+        correction = positive_correction = None
+        if self._corrects_pool:
+            if step.query_ids is None:
+                raise ValueError(
+                    "two_directional corrects for the frequency of queries, but the query tower has no column that tells them "
+                    "apart: tag one USER_ID, or set logq_sampling_correction=False."
+                )
+            size = len(row) if self._corrects_positive else max(len(row) - 1, 1)
+            correction = self.query_frequency.log_expected_count(step.query_ids, size)
+            positive_correction = rows(correction, row) if self._corrects_positive else None
+        # for a row, every query that has the row's candidate somewhere in the batch is no negative
+        pair = torch.unique(candidate_row * len(contest.query) + row)
+        hidden_row, place = logits.equal_pairs(candidate_row, pair // len(contest.query))
+        return replace(
+            contest,
+            query=contest.candidate,
+            query_row=candidate_row,
+            candidate=contest.query,
+            candidate_row=row,
+            pool=Candidates(torch.arange(len(contest.query), device=row.device), contest.query, counts),
+            hidden=Hidden(hidden_row, (pair % len(contest.query))[place]),
+            positive_correction=positive_correction,
+            pool_correction=correction,
+            own=None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Contest:
+    """One step's positives against its negatives: the vectors, and what happens to their scores.
+
+    Args:
+        query: (Q, D) queries, divided by the temperature.
+        query_row, candidate_row: (B,) which query and which candidate each row has.
+        candidate: (U, D) the batch's candidates.
+        pool: the shared negatives.
+        hidden: the shared negatives that a row does not see.
+        positive_correction, pool_correction: (B,) and (N,) log E, None for none.
+        own: negatives of single rows, with their rows.
+        weight: (B,) weights of the rows, which sum to 1 (or are all 0).
+    """
+
+    query: Tensor
+    query_row: Tensor
+    candidate: Tensor
+    candidate_row: Tensor
+    pool: Candidates
+    hidden: Hidden
+    positive_correction: Tensor | None
+    pool_correction: Tensor | None
+    own: tuple[Candidates, Tensor] | None
+    weight: Tensor
+
+    def cut(self, width: int) -> "Contest":
+        """The same with vectors of their first `width` numbers."""
+        if width == self.query.shape[1]:
+            return self
+        own = None if self.own is None else (_cut(self.own[0], width), self.own[1])
+        return replace(
+            self, query=self.query[:, :width], candidate=self.candidate[:, :width], pool=_cut(self.pool, width), own=own
+        )
+
+    def positive(self) -> Float[Tensor, "B"]:
+        """Logits of the positives."""
+        scores = logits.positive_scores(rows(self.query, self.query_row), rows(self.candidate, self.candidate_row))
+        return scores if self.positive_correction is None else logits.correct(scores, self.positive_correction)
+
+    def offset(self) -> Float[Tensor, "N"]:
+        """What is added to the scores of the pool's distinct candidates: log multiplicity less log E."""
+        counts = self.pool.log_counts()
+        return counts if self.pool_correction is None else logits.correct(counts, self.pool_correction)
+
+    def negative(self, part: slice) -> Float[Tensor, "b N"]:
+        """Logits of the pool, each candidate as often as it counts, then the rows' own negatives; for some rows."""
+        row = self.query_row[part]
+        scores = logits.pool_scores(self.query, self.pool.vectors) if len(row) > len(self.query) else None
+        negative = logits.pool_scores(self.query[row], self.pool.vectors) if scores is None else scores[row]
+        if self.pool_correction is not None:
+            negative = logits.correct(negative, self.pool_correction)
+        hidden = torch.zeros(len(self.query_row), len(self.pool), dtype=torch.bool, device=row.device)
+        hidden[self.hidden.row, self.hidden.column] = True
+        negative = logits.mask(negative, hidden[part])
+        if self.pool.counts is not None:
+            negative = negative.repeat_interleave(self.pool.counts, dim=1)
+        return negative if self.own is None else torch.cat([negative, self.own_padded()[part]], dim=1)
+
+    def own_logits(self) -> Float[Tensor, "M"]:
+        """Logits of the rows' own negatives; they were not sampled, so nothing is corrected."""
+        assert self.own is not None
+        candidates, row = self.own
+        return logits.positive_scores(self.query[self.query_row[row]], _exact(candidates.vectors))
+
+    def own_log_sum(self) -> Float[Tensor, "B"]:
+        """log-sum-exp of each row's own negatives, -inf for none."""
+        return torch.logsumexp(self.own_padded(), dim=1)
+
+    def own_padded(self) -> Float[Tensor, "B K"]:
+        """Each row's own negatives side by side, -inf where there are fewer."""
+        assert self.own is not None
+        row = self.own[1]
+        order = row.argsort(stable=True)
+        ascending = row[order]
+        place = torch.arange(len(row), device=row.device) - torch.searchsorted(ascending, ascending)
+        width = int(place.max()) + 1 if len(row) else 1
+        padded = self.query.new_full((len(self.query_row), width), -torch.inf)
+        return padded.index_put((ascending, place), self.own_logits()[order])
+
+
+def _in_blocks(loss: RowLoss, contest: Contest, positive: Tensor) -> Tensor:
+    """A loss of any form over blocks of rows, whose logits are made again for the gradient."""
+    height = max(1, BLOCK_ELEMENTS // max(contest.pool.total(), 1))
+    if height >= len(positive):
+        return (loss(positive, contest.negative(slice(None))) * contest.weight).sum()
+
+    def block(part: slice) -> Tensor:
+        return (loss(positive[part], contest.negative(part)) * contest.weight[part]).sum()
+
+    parts = [slice(first, first + height) for first in range(0, len(positive), height)]
+    return torch.stack([checkpoint(block, part, use_reentrant=False) for part in parts]).sum()
+
+
+def _own(draws: list[Draw], positive_ids: Tensor | None) -> tuple[Candidates, Tensor] | None:
+    """The rows' own negatives, without those that are the row's positive."""
+    if not draws:
+        return None
+    row = torch.cat([d.row for d in draws if d.row is not None])
+    candidates = Candidates.concat([d.candidates for d in draws])
+    keep = torch.ones_like(row, dtype=torch.bool) if positive_ids is None else candidates.ids != positive_ids[row]
+    return Candidates(candidates.ids[keep], candidates.vectors[keep]), row[keep]
+
+
+def _exact(vectors: Tensor) -> Tensor:
+    """The loss is taken in float32 at least, whatever the towers' precision."""
+    return vectors if vectors.dtype == torch.float64 else vectors.float()
+
+
+def _cut(candidates: Candidates, width: int) -> Candidates:
+    return replace(candidates, vectors=candidates.vectors[:, :width])
+
+
+def _nobody(like: Candidates) -> Candidates:
+    return Candidates(like.ids[:0], like.vectors[:0])
+
+
+def _places(row: Tensor | None, distinct: Tensor) -> Tensor:
+    return torch.arange(len(distinct), device=distinct.device) if row is None else row
+
+
+def _sum_of_counts(counts: Sequence[Callable[[Tensor], Tensor]], ids: Tensor) -> Tensor:
+    """log of the summed expected counts of all samplers, (M,)."""
+    return torch.stack([count(ids) for count in counts]).logsumexp(0)
+
+
+def _candidate_id(to_call: DotProduct | ColumnSchema | Schema, schema: Schema | None) -> ColumnSchema:
+    if isinstance(to_call, ColumnSchema):
+        return to_call
+    holder = to_call if isinstance(to_call, Schema) else schema
+    if holder is None:
+        raise ValueError(
+            "ContrastiveOutput must know the candidate id column: ContrastiveOutput(DotProduct(), schema=item_schema)."
+        )
+    columns = holder if len(holder) == 1 else holder.select_by_tag(Tags.ITEM_ID)
+    if len(columns) != 1:
+        raise ValueError(
+            f"expected one candidate id column, tagged {Tags.ITEM_ID.value!r}, among {holder.column_names}; "
+            f"found {columns.column_names}. Give schema=Schema([the column])."
+        )
+    return columns.first

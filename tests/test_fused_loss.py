@@ -1,0 +1,138 @@
+"""The fused loss against the plain one, and distinct rows against all rows."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import twotower as tt
+from tests.worlds import clubs, towers
+from twotower.losses import fused, fused_softmax, softmax
+from twotower.losses.fused import Hidden
+
+
+def made_up(
+    dtype: torch.dtype, scale: float, hidden_share: float, queries: int = 11, pool: int = 17, rows: int = 40
+) -> dict[str, Tensor]:
+    """Queries with several rows, rows with weight 0, own negatives for some, one row that sees nothing of the pool."""
+    g = torch.Generator().manual_seed(0)
+    own = torch.randn(rows, generator=g, dtype=torch.float64)
+    own[::3] = -torch.inf
+    weight = torch.rand(rows, generator=g, dtype=torch.float64)
+    weight[3] = 0
+    hidden = torch.rand(rows, pool, generator=g) < hidden_share
+    hidden[5] = True
+    floats = {
+        "query": torch.randn(queries, 6, generator=g, dtype=torch.float64) * scale,
+        "pool": torch.randn(pool, 6, generator=g, dtype=torch.float64),
+        "offset": torch.randn(pool, generator=g, dtype=torch.float64),
+        "positive": torch.randn(rows, generator=g, dtype=torch.float64) * scale,
+        "own": own,
+        "weight": weight,
+    }
+    return {name: value.to(dtype) for name, value in floats.items()} | {
+        "query_row": torch.randint(queries, (rows,), generator=g),
+        "hidden": hidden,
+    }
+
+
+def plain(x: dict[str, Tensor]) -> Tensor:
+    scores = (x["query"][x["query_row"]] @ x["pool"].T + x["offset"]).masked_fill(x["hidden"], -torch.inf)
+    return (softmax(x["positive"], torch.cat([scores, x["own"][:, None]], 1)) * x["weight"]).sum()
+
+
+def fused_loss(x: dict[str, Tensor]) -> Tensor:
+    hidden = Hidden(*x["hidden"].nonzero(as_tuple=True))
+    return fused_softmax(
+        x["query"], x["pool"], x["offset"], x["positive"], x["own"], x["weight"], x["query_row"], hidden
+    )
+
+
+def value_and_gradients(loss: object, x: dict[str, Tensor]) -> list[Tensor]:
+    leaves = {name: x[name].clone().requires_grad_() for name in ("query", "pool", "positive", "own")}
+    value = loss(x | leaves)  # type: ignore[operator]
+    (3 * value).backward()
+    return [value.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]
+
+
+def doubled(x: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: v.double() if v.is_floating_point() else v for name, v in x.items()}
+
+
+@pytest.mark.parametrize("group_rows", [1, 2, 64])
+@pytest.mark.parametrize("tile_rows", [2, 64])
+@pytest.mark.parametrize("hidden_share", [0.0, 0.15, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 30.0])  # logits of hundreds: beyond the range of exp in float32
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_fused_is_plain_in_value_and_gradient(
+    dtype: torch.dtype, bound: float, scale: float, hidden_share: float, tile_rows: int, group_rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fused, "TILE_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(fused, "MIN_TILE_ROWS", tile_rows)
+    monkeypatch.setattr(fused, "GROUP_ROWS", group_rows)
+    x = made_up(dtype, scale, hidden_share)
+    for got, expected in zip(value_and_gradients(fused_loss, x), value_and_gradients(plain, doubled(x)), strict=True):
+        assert torch.isfinite(got).all()
+        torch.testing.assert_close(got.double(), expected, rtol=bound, atol=bound * float(expected.abs().max()))
+
+
+def test_in_bfloat16_the_error_is_that_of_rounding_the_vectors() -> None:
+    """Relative to the largest: value within 0.2 %, gradients within 1 %; about what plain autocast gives."""
+    x = made_up(torch.float32, 1.0, 0.1, queries=150, pool=300, rows=200)
+    exact = value_and_gradients(plain, doubled(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        got, usual = value_and_gradients(fused_loss, x), value_and_gradients(plain, x)
+
+    def error(values: list[Tensor]) -> list[float]:
+        return [float((v.double() - e).norm() / e.norm()) for v, e in zip(values, exact, strict=True)]
+
+    value, *gradients = error(got)
+    assert 1e-7 < value < 2e-3  # bfloat16 was used at all
+    assert max(gradients) < 1e-2
+    assert max(gradients) < 1.5 * max(error(usual)[1:])
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr", "top1-max"])
+@pytest.mark.parametrize("correction", ["logq", "corrected", False])
+@pytest.mark.parametrize("samplers", [["in-batch"], ["in-batch", "uniform"]])
+def test_encoding_distinct_rows_once_changes_nothing(loss: str, correction: str | bool, samplers: list[str]) -> None:
+    data = clubs()
+    torch.manual_seed(0)
+    query, candidate = towers(data)
+    model = tt.TwoTowerModelV2(
+        query, candidate, logits_temperature=0.5, logq_sampling_correction=correction,
+        negative_samplers=[tt.UniformSampler(20, seed=1) if s == "uniform" else s for s in samplers],
+    ).adapt(data)  # fmt: skip
+    model.compile(loss=loss)
+    batch = tt.sample_batch(data, 200)
+    results = []
+    for every_row in (False, True):
+        query.mixes_rows = candidate.mixes_rows = every_row
+        for sampler in model.outputs[0].negative_samplers[1:]:
+            sampler.generator.manual_seed(1)
+        model.zero_grad()
+        value = model.loss(batch)
+        value.backward()
+        results.append([value.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for distinct, every in zip(*results, strict=True):
+        torch.testing.assert_close(distinct, every, rtol=2e-5, atol=2e-6)
+
+
+def test_rows_are_encoded_once_only_where_their_columns_follow_from_the_id() -> None:
+    data = clubs()
+    query, candidate = towers(data)
+    seen: list[int] = []
+    query.blocks[0].register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    model = tt.TwoTowerModelV2(query, candidate).adapt(data)
+    batch = tt.sample_batch(data, 100)
+    model.loss(batch)
+    height = batch["user_height"]
+    assert isinstance(height, Tensor)
+    batch["user_height"] = height + torch.arange(100) / 1e6
+    model.loss(batch)
+    users = batch["user_id"]
+    assert isinstance(users, Tensor)
+    assert seen == [len(users.unique()), 100]
+    with_norm = tt.Encoder(query.schema, tt.MLPBlock([8], normalization="batch_norm"))
+    assert with_norm.mixes_rows
+    assert not query.mixes_rows
