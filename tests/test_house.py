@@ -17,10 +17,11 @@ LINE = [
     "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",
     "losses.pairwise", "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming",
     "samplers.in_batch", "samplers.popularity", "samplers.uniform", "samplers", "outputs.base",
-    "outputs.contrastive", "outputs.targets", "outputs", "optimizers", "training.compiled", "training.history",
-    "training.lightning", "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring",
-    "models.storing", "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn",
-    "bundle", "serving.retriever",
+    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
+    "optimizers.clipping", "optimizers", "training.compiled", "training.history", "training.lightning",
+    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
+    "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
+    "serving.retriever",
 ]  # fmt: skip
 
 
@@ -72,7 +73,7 @@ PUBLIC = [
     "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "TopK",
     "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "YoutubeDNNRetrievalModelV2",
     "build_histories", "create_categorical_column", "create_continuous_column", "infer_embedding_dim",
-    "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "sample_batch", "save_bundle",
+    "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
     "save_schema", "split_by_time", "unique_rows_by_features",
 ]  # fmt: skip
 

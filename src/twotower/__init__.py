@@ -32,6 +32,7 @@ from twotower.models.base import RetrievalModelV2
 from twotower.models.matrix_factorization import MatrixFactorizationModelV2
 from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
 from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
+from twotower.optimizers import make_optimizer
 from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
@@ -120,6 +121,7 @@ __all__ = [
     "load_bundle",
     "load_movietweetings",
     "load_schema",
+    "make_optimizer",
     "sample_batch",
     "save_bundle",
     "save_schema",

@@ -136,7 +136,7 @@ def test_modules_can_be_described_and_rebuilt(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizers(name: str) -> None:
     """A step downhill, and no parameter that is frozen."""
-    kind, rate = OPTIMIZERS[name]
+    kind, rate, _ = OPTIMIZERS[name]
     weight = nn.Parameter(torch.tensor([2.0]))
     optimizer = kind([weight], lr=rate)
     weight.square().sum().backward()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,8 @@ class EmbeddingTable(nn.Module):
         self.trainable = trainable
         self.l2_batch_regularization_factor = l2_batch_regularization_factor
         self.name = name or table_name(col_schemas[0])
+        # set by the optimiser: a sparse gradient of the rows looked up, instead of one as large as the table
+        self.row_gradients = False
         # weights given as a tensor live in `weight` from here on
         given = isinstance(embeddings_initializer, Tensor)
         self.embeddings_initializer = "zeros" if isinstance(embeddings_initializer, Tensor) else embeddings_initializer
@@ -108,6 +110,8 @@ class EmbeddingTable(nn.Module):
     def lookup(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape (...): (..., D)."""
         try:
+            if self.row_gradients and torch.is_grad_enabled():
+                return _RowLookup.apply(self.weight, ids)  # type: ignore[no-untyped-call, no-any-return]
             return F.embedding(ids, self.weight)
         except IndexError as error:
             raise ValueError(
@@ -128,6 +132,26 @@ class EmbeddingTable(nn.Module):
                 f"table {self.name!r} needs weights of shape {tuple(self.weight.shape)}, got {tuple(weights.shape)}."
             )
         return weights
+
+
+class _RowLookup(torch.autograd.Function):
+    """An embedding lookup whose gradient is sparse, with each row in it once."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(ids)
+        ctx.size = weight.shape
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (ids,) = ctx.saved_tensors
+        ids, values = ids.flatten(), gradient.reshape(-1, gradient.shape[-1])
+        if bool((ids[1:] <= ids[:-1]).any()):  # ids that are distinct already come in rising order
+            ids, place = torch.unique(ids, return_inverse=True)
+            values = values.new_zeros(len(ids), values.shape[1]).index_add_(0, place, values)
+        rows = torch.sparse_coo_tensor(ids[None], values, ctx.size, is_coalesced=True, check_invariants=False)
+        return rows, None
 
 
 def combine(vectors: Ragged, combiner: str) -> Combined:

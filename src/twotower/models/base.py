@@ -11,13 +11,11 @@ from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset, Source
 from twotower.data.loader import Loader
-from twotower.distinct import query_id
 from twotower.encoder import Tower, embeddings_dataset, encode
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
-from twotower.models import scoring, storing
-from twotower.models.parts import candidate_id_column, check_outputs, check_widths, make_step, table_tower
+from twotower.models import parts, scoring, storing
 from twotower.optimizers import MakeOptimizer
 from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss
 from twotower.schema import Schema, Tags
@@ -57,12 +55,12 @@ class RetrievalModelV2(nn.Module):
         super().__init__()
         self.output = nn.ModuleList([output] if isinstance(output, ModelOutput) else output)
         self.query = query
-        self.candidate = table_tower(self.outputs, query.dim) if candidate is None else candidate
+        self.candidate = parts.table_tower(self.outputs, query.dim) if candidate is None else candidate
         self.schema = schema
         self.candidate_id_tag = candidate_id_tag
-        self.candidate_id = candidate_id_column(self.candidate.schema, schema, candidate_id_tag)
-        check_widths(self.query, self.candidate)
-        check_outputs(self.outputs, query.dim)
+        self.candidate_id = parts.candidate_id_column(self.candidate.schema, schema, candidate_id_tag)
+        parts.check_widths(self.query, self.candidate)
+        parts.check_outputs(self.outputs, query.dim)
         self.compiled = Compiled()
         self.catalog: Catalog | None = None
         # of the last fit; the next fit goes on from it
@@ -109,15 +107,15 @@ class RetrievalModelV2(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss under "loss" and, if it has several parts, each part under its name."""
-        step = make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids)
-        parts = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
+        step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids)
+        values = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
         weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=step.query.device)
-        total = (torch.stack(list(parts.values())) * weights).sum()
+        total = (torch.stack(list(values.values())) * weights).sum()
         terms = [*self.query.regularization(batch).values(), *self.candidate.regularization(batch).values()]
         if terms:
-            parts["regularization_loss"] = torch.stack(terms).sum()
-            total = total + parts["regularization_loss"]
-        return {"loss": total, **(parts if len(parts) > 1 else {})}
+            values["regularization_loss"] = torch.stack(terms).sum()
+            total = total + values["regularization_loss"]
+        return {"loss": total, **(values if len(values) > 1 else {})}
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
         """The candidate tower on ids alone, their other features from the catalogue."""
@@ -146,6 +144,8 @@ class RetrievalModelV2(nn.Module):
         metrics: Metrics | None = None,
         loss_weights: Mapping[str, float] | None = None,
         learning_rate: float | None = None,
+        table_optimizer: str | None = None,
+        table_learning_rate: float | None = None,
     ) -> None:
         """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
@@ -155,11 +155,18 @@ class RetrievalModelV2(nn.Module):
             metrics: names such as "recall_at_20", or records; None takes recall, MRR, NDCG, MAP and precision at 10.
             loss_weights: by output's name; 1 by default.
             learning_rate: of the named optimiser; None takes its default.
+            table_optimizer: for the embedding tables, of which a step then touches the rows looked up and no others:
+                "lazy_adam", "rowwise_adagrad", "adagrad", "sgd"; "dense" treats them like everything else. By default
+                tables of at least 10,000 rows go with the named optimiser: "lazy_adam" with "adam", "adagrad" and
+                "sgd" with their namesakes, whose result is the same, and dense with the rest.
+            table_learning_rate: of the table optimiser; None takes learning_rate.
 
         Raises:
             ValueError: an unknown name, or one loss for several outputs.
         """
-        self.compiled = check_compiled(self.outputs, optimizer, loss, metrics, loss_weights, learning_rate)
+        self.compiled = check_compiled(
+            self.outputs, optimizer, loss, metrics, loss_weights, learning_rate, table_optimizer, table_learning_rate
+        )
         self.optimizer_state = None
 
     def adapt(self, train: Source, catalog: Source | None = None) -> "RetrievalModelV2":
@@ -173,16 +180,11 @@ class RetrievalModelV2(nn.Module):
         """
         ids = scalar_column(Dataset(train).batch(Schema([self.candidate_id])), self.candidate_id.name)
         self.catalog = self._catalog_of(train if catalog is None else catalog)
-        query_ids = self._query_ids(Dataset(train))
+        queries = parts.ids_of_queries(self.query, Dataset(train))
         for output in self.outputs:
             if isinstance(output, ContrastiveOutput):
-                output.adapt(ids.to(self.device), self.catalog.ids.to(self.device), query_ids)
+                output.adapt(ids.to(self.device), self.catalog.ids.to(self.device), queries)
         return self
-
-    def _query_ids(self, train: Dataset) -> Tensor | None:
-        name = query_id(self.query)
-        ids = None if name is None else train.batch(self.query.schema.select_by_name([name]))[name]
-        return ids.to(self.device) if isinstance(ids, Tensor) and ids.ndim == 1 else None
 
     def _catalog_of(self, data: Source) -> Catalog:
         return Catalog.from_dataset(Dataset(data), self.candidate_id.name, self.candidate.schema)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from twotower.candidates import Candidates, EncodeIds, Step
 from twotower.data.batch import Batch, scalar_column
+from twotower.data.dataset import Dataset
 from twotower.distinct import encode_distinct, query_id
 from twotower.encoder import EmbeddingEncoder, Tower, evaluating
 from twotower.outputs import ContrastiveOutput, ModelOutput
@@ -59,6 +60,13 @@ def check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
     for output in outputs:
         with evaluating(output):
             output.predict(torch.zeros(2, dim), torch.zeros(2, dim))
+
+
+def ids_of_queries(query: Tower, train: Dataset) -> Tensor | None:
+    """(rows,) the ids of the training data's queries, on the tower's device; None where no column tells them apart."""
+    name = query_id(query)
+    ids = None if name is None else train.batch(query.schema.select_by_name([name]))[name]
+    return ids.to(next(query.parameters()).device) if isinstance(ids, Tensor) and ids.ndim == 1 else None
 
 
 def make_step(query: Tower, candidate: Tower, candidate_id: str, batch: Batch, encode: EncodeIds) -> Step:

@@ -69,6 +69,8 @@ def _describe_compiled(compiled: Compiled) -> dict[str, Any] | None:
         "losses": dict(compiled.losses),
         "loss_weights": dict(compiled.loss_weights),
         "metrics": describe(compiled.metrics),
+        "table_optimizer": compiled.table_optimizer,
+        "table_learning_rate": compiled.table_learning_rate,
     }
 
 

@@ -1,6 +1,6 @@
 """What compile() chose: optimiser, losses, metrics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from twotower.errors import unknown
 from twotower.metrics import DEFAULT_METRICS, Metrics, RankingMetric, resolve_metrics
-from twotower.optimizers import OPTIMIZERS, MakeOptimizer, make_optimizer
+from twotower.optimizers import OPTIMIZERS, TABLE_OPTIMIZERS, MakeOptimizer, make_optimizer
 from twotower.outputs import ModelOutput, RowLoss
 
 
@@ -21,6 +21,8 @@ class Compiled:
     losses: Mapping[str, str | RowLoss] = field(default_factory=dict)
     loss_weights: Mapping[str, float] = field(default_factory=dict)
     metrics: tuple[RankingMetric, ...] = DEFAULT_METRICS
+    table_optimizer: str | None = None
+    table_learning_rate: float | None = None
 
     def loss_of(self, output: str) -> str | RowLoss | None:
         """The chosen loss of an output, None for its default."""
@@ -30,9 +32,9 @@ class Compiled:
         """The weight of an output's loss."""
         return self.loss_weights.get(output, 1.0)
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The chosen optimiser over the trainable parameters."""
-        return make_optimizer(self.optimizer, self.learning_rate, parameters)
+    def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The chosen optimisers over the trainable parameters."""
+        return make_optimizer(model, self.optimizer, self.learning_rate, self.table_optimizer, self.table_learning_rate)
 
 
 def check_compiled(
@@ -42,6 +44,8 @@ def check_compiled(
     metrics: Metrics | None,
     loss_weights: Mapping[str, float] | None,
     learning_rate: float | None,
+    table_optimizer: str | None,
+    table_learning_rate: float | None,
 ) -> Compiled:
     """Resolve what the user gave, so that a wrong name fails in compile and not in the first step."""
     by_name = {output.name: output for output in outputs}
@@ -57,7 +61,21 @@ def check_compiled(
         raise ValueError(
             f"learning_rate={learning_rate} needs an optimizer by name and must be above 0; a function sets its own."
         )
-    return Compiled(optimizer, learning_rate, dict(losses), dict(loss_weights or {}), resolve_metrics(metrics))
+    if table_optimizer is not None and table_optimizer not in TABLE_OPTIMIZERS:
+        raise ValueError(unknown("table_optimizer", table_optimizer, TABLE_OPTIMIZERS))
+    if table_learning_rate is not None and not (table_optimizer not in (None, "dense") and table_learning_rate > 0):
+        raise ValueError(
+            f"table_learning_rate={table_learning_rate} needs a table_optimizer that is not dense, and must be above 0."
+        )
+    return Compiled(
+        optimizer,
+        learning_rate,
+        dict(losses),
+        dict(loss_weights or {}),
+        resolve_metrics(metrics),
+        table_optimizer,
+        table_learning_rate,
+    )
 
 
 def _for_only_output(loss: str | RowLoss | None, by_name: Mapping[str, ModelOutput]) -> Mapping[str, str | RowLoss]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from twotower.data.batch import Batch, to_device
 from twotower.data.loader import Loader
 from twotower.errors import unknown
+from twotower.optimizers import clip_gradients, use_dense_gradients
 from twotower.training.compiled import Compiled
 from twotower.training.history import History
 
@@ -51,10 +52,20 @@ class Task(L.LightningModule):
         """The optimiser that compile chose."""
         compiled, state = self.model.compiled, self.model.optimizer_state
         assert isinstance(compiled, Compiled)
-        optimizer = compiled.make_optimizer(self.model.parameters())
+        optimizer = compiled.make_optimizer(self.model)
         if state is not None:
             optimizer.load_state_dict(state)  # type: ignore[arg-type]
         return optimizer
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of tables' rows as well."""
+        if gradient_clip_val is not None:
+            clip_gradients(self.model.parameters(), gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The position in the data and the state of the random numbers belong to the checkpoint."""
@@ -156,7 +167,12 @@ def run(
             )
         task = Task(model, loader, batch_metrics, train_metrics_steps)
         model.train()  # a loaded model comes in evaluation mode
-        trainer.fit(task, train_dataloaders=loader, ckpt_path=None if resume_from is None else os.fspath(resume_from))
+        try:
+            trainer.fit(
+                task, train_dataloaders=loader, ckpt_path=None if resume_from is None else os.fspath(resume_from)
+            )
+        finally:
+            use_dense_gradients(model)
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
     model.eval()
     return recorder.history()
