@@ -7,7 +7,7 @@ from torch import Tensor
 import twotower as tt
 from tests.worlds import clubs, towers
 from twotower.losses import fused, fused_softmax, softmax
-from twotower.losses.fused import Hidden
+from twotower.losses.fused import Hidden, Positives
 
 
 def made_up(
@@ -25,30 +25,33 @@ def made_up(
         "query": torch.randn(queries, 6, generator=g, dtype=torch.float64) * scale,
         "pool": torch.randn(pool, 6, generator=g, dtype=torch.float64),
         "offset": torch.randn(pool, generator=g, dtype=torch.float64),
-        "positive": torch.randn(rows, generator=g, dtype=torch.float64) * scale,
+        "candidate": torch.randn(7, 6, generator=g, dtype=torch.float64),
+        "positive_offset": torch.randn(rows, generator=g, dtype=torch.float64),
         "own": own,
         "weight": weight,
     }
     return {name: value.to(dtype) for name, value in floats.items()} | {
         "query_row": torch.randint(queries, (rows,), generator=g),
+        "candidate_row": torch.randint(7, (rows,), generator=g),
         "hidden": hidden,
     }
 
 
 def plain(x: dict[str, Tensor]) -> Tensor:
-    scores = (x["query"][x["query_row"]] @ x["pool"].T + x["offset"]).masked_fill(x["hidden"], -torch.inf)
-    return (softmax(x["positive"], torch.cat([scores, x["own"][:, None]], 1)) * x["weight"]).sum()
+    query = x["query"][x["query_row"]]
+    positive = (query * x["candidate"][x["candidate_row"]]).sum(1) + x["positive_offset"]
+    scores = (query @ x["pool"].T + x["offset"]).masked_fill(x["hidden"], -torch.inf)
+    return (softmax(positive, torch.cat([scores, x["own"][:, None]], 1)) * x["weight"]).sum()
 
 
 def fused_loss(x: dict[str, Tensor]) -> Tensor:
     hidden = Hidden(*x["hidden"].nonzero(as_tuple=True))
-    return fused_softmax(
-        x["query"], x["pool"], x["offset"], x["positive"], x["own"], x["weight"], x["query_row"], hidden
-    )
+    positives = Positives(x["candidate"], x["query_row"], x["candidate_row"], x["positive_offset"])
+    return fused_softmax(x["query"], positives, x["pool"], x["offset"], hidden, x["weight"], x["own"])
 
 
 def value_and_gradients(loss: object, x: dict[str, Tensor]) -> list[Tensor]:
-    leaves = {name: x[name].clone().requires_grad_() for name in ("query", "pool", "positive", "own")}
+    leaves = {name: x[name].clone().requires_grad_() for name in ("query", "pool", "candidate", "own")}
     value = loss(x | leaves)  # type: ignore[operator]
     (3 * value).backward()
     return [value.detach(), *(leaf.grad for leaf in leaves.values() if leaf.grad is not None)]

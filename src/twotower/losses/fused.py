@@ -10,6 +10,7 @@ rows of one query share its scores; what is hidden from a row is taken out of th
 Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021, is the same idea for attention.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # numbers in a tile: about what a core's cache holds, and what keeps a GPU busy
-TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 MIN_TILE_ROWS = 64
 # exponents of float32 reach 87: with all logits of a query in a range of this width, one shift fits all
 SAFE_RANGE = 80.0
+LOG2_E = 1 / math.log(2)
 # of one query, so many rows share a row of scores; what each does not see is listed for all of them
 GROUP_ROWS = 64
 # weights below this do not count beside weights of at least 1 / B
@@ -36,36 +38,69 @@ class Hidden:
     column: Int[Tensor, "P"]
 
 
+class Workspace:
+    """Memory that every step uses again: fresh pages from the system cost as much as the arithmetic done in them."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory of a shape, with what was left in it; valid until the name is taken again."""
+        wanted, held = dtype or like.dtype, self._held.get(name)
+        if held is None or held.numel() < math.prod(shape) or held.dtype != wanted or held.device != like.device:
+            held = self._held[name] = torch.empty(math.prod(shape), dtype=wanted, device=like.device)
+        return held[: math.prod(shape)].view(shape)
+
+    def __deepcopy__(self, memo: object) -> "Workspace":
+        return Workspace()
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """What B rows hold: logits p_i = <query_q(i), vectors_c(i)> + offset_i.
+
+    Args:
+        vectors: (U, D) distinct candidates.
+        query_row, row: (B,) the query q(i) and the candidate c(i) of each row.
+        offset: (B,) less the correction of the positive, where it is corrected.
+    """
+
+    vectors: Float[Tensor, "U D"]
+    query_row: Int[Tensor, "B"]
+    row: Int[Tensor, "B"]
+    offset: Float[Tensor, "B"] | None = None
+
+
 def fused_softmax(
     query: Float[Tensor, "Q D"],
+    positives: Positives,
     pool: Float[Tensor, "N D"],
     offset: Float[Tensor, "N"],
-    positive: Float[Tensor, "B"],
-    own: Float[Tensor, "B"] | None,
-    weight: Float[Tensor, "B"],
-    query_row: Int[Tensor, "B"],
     hidden: Hidden,
+    weight: Float[Tensor, "B"],
+    own: Float[Tensor, "B"] | None = None,
+    workspace: Workspace | None = None,
 ) -> Float[Tensor, ""]:
-    """sum_i weight_i * loss_i, with gradients for query, pool, positive and own.
+    """sum_i weight_i * loss_i, with gradients for all vectors and for own.
 
-    Products are taken in bfloat16 under autocast to bfloat16, sums in the vectors' precision.
+    Products with the pool are taken in bfloat16 under autocast to bfloat16, all else in the vectors' precision.
 
     Args:
         query: (Q, D) distinct queries, already divided by the temperature.
+        positives: the rows.
         pool: (N, D) candidates of the pool.
         offset: (N,) added to a candidate's scores: log of its multiplicity less the correction.
-        positive: (B,) logits p.
-        own: (B,) logits o, the log-sum-exp of the row's own negatives, -inf where it has none.
+        hidden: pairs of a row and a candidate of the pool to leave out.
         weight: (B,) weights of the rows.
-        query_row: (B,) the query of each row.
-        hidden: pairs to leave out.
+        own: (B,) log-sum-exp o of the logits of the row's own negatives, -inf where it has none.
+        workspace: to be used again by the next step.
     """
     device = query.device.type
     low = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
-    absent = torch.full_like(positive, -torch.inf) if own is None else own
+    absent = torch.full_like(weight, -torch.inf) if own is None else own
     with torch.autocast(device, enabled=False):
         total: Tensor = _FusedSoftmax.apply(
-            query, pool, offset, positive, absent, weight, query_row, hidden.row, hidden.column, low
+            query, positives.vectors, pool, absent, positives, offset, hidden, weight, low, workspace or Workspace()
         )  # type: ignore[no-untyped-call]
     return total
 
@@ -75,49 +110,55 @@ class _FusedSoftmax(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any,
         query: Tensor,
+        candidate: Tensor,
         pool: Tensor,
-        offset: Tensor,
-        positive: Tensor,
         own: Tensor,
+        positives: Positives,
+        offset: Tensor,
+        hidden: Hidden,
         weight: Tensor,
-        query_row: Tensor,
-        hidden_row: Tensor,
-        hidden_column: Tensor,
         low: bool,
+        workspace: Workspace,
     ) -> Tensor:
-        order = _RowOrder(query_row)
+        order = _RowOrder(positives.query_row)
         # B numbers are few: they are kept in float64, in the order of their queries
-        p, o, w = (values[order.rows].double() for values in (positive, own, weight))
-        besides = torch.logaddexp(p, o)
-        z = torch.empty_like(p)
-        scores = _Scores(query[order.query_of_group], pool, offset, low)
-        taken_out = _TakenOut(order, hidden_row, hidden_column, len(pool))
+        o, w = own[order.rows].double(), weight[order.rows].double()
+        p_offset = torch.zeros_like(o) if positives.offset is None else positives.offset[order.rows].double()
+        candidate_row = positives.row[order.rows]
+        d_query, d_candidate, d_own = torch.zeros_like(query), torch.zeros_like(candidate), torch.empty_like(own)
+        total = w.new_zeros(())
+        scores = _Scores(query.index_select(0, order.query_of_group), pool, offset, low, workspace)
+        taken_out = _TakenOut(order, hidden, len(pool))
         for first, last in order.tiles(scores.rows):
             r = slice(*order.row_start[[first, last]].tolist())
-            group = order.group[r] - first
+            group, of_row = order.group[r] - first, candidate_row[r]
             cells = taken_out.of_tile(first, last)
             exps, sums, shift, taken = scores.exponentials(first, last, cells.flat)
             # ---- the rows' losses
+            query_of_row = scores.query[first:last].index_select(0, group)
+            vectors = candidate.index_select(0, of_row)
+            p = (query_of_row * vectors).sum(1).double() + p_offset[r]
             back = taken[cells.cell]  # scores that are hidden from another row of the group, but not from this one
-            put_back = _logsumexp(back, cells.row, r.stop - r.start)
+            put_back = _logsumexp(back, cells.row, len(group))
             negatives = torch.logaddexp(sums.log()[group] + shift[group], put_back)
-            z[r] = torch.logaddexp(besides[r], negatives)
+            z = torch.logaddexp(torch.logaddexp(p, o[r]), negatives)
+            total += (w[r] * (z - p)).sum()
             # ---- gradients: of a score, w exp(score - z) summed over the rows of the group that it is a negative of
-            g = torch.zeros_like(shift).index_add_(0, group, w[r] * torch.exp(shift[group] - z[r]))
-            share = w[r][cells.row] * torch.exp(back - z[r][cells.row])
+            g = torch.zeros_like(shift).index_add_(0, group, w[r] * torch.exp(shift[group] - z))
+            share = w[r][cells.row] * torch.exp(back - z[cells.row])
             of_cell = torch.zeros_like(taken).index_add_(0, cells.cell, share)
-            scores.gradients(first, last, exps, g, cells.flat, of_cell)
-        d_positive, d_own = torch.empty_like(positive), torch.empty_like(positive)
-        d_positive[order.rows] = (w * torch.expm1(p - z)).to(positive.dtype)
-        d_own[order.rows] = (w * torch.exp(o - z)).to(positive.dtype)
-        d_query = torch.zeros_like(query).index_add_(0, order.query_of_group, scores.d_query)
-        ctx.save_for_backward(d_query, scores.d_pool, d_positive, d_own)
-        return (w * (z - p)).sum().to(positive.dtype)
+            d_tile = scores.gradients(first, last, exps, g, cells.flat, of_cell)
+            d_p = (w[r] * torch.expm1(p - z)).to(query.dtype)[:, None]
+            d_candidate.index_add_(0, of_row, query_of_row.mul_(d_p))
+            d_query.index_add_(0, order.query_of_group[first:last], d_tile.index_add_(0, group, vectors.mul_(d_p)))
+            d_own[order.rows[r]] = (w[r] * torch.exp(o[r] - z)).to(own.dtype)
+        ctx.save_for_backward(d_query, d_candidate, scores.d_pool, d_own)
+        return total.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_query, d_pool, d_positive, d_own = ctx.saved_tensors
-        return (d_query * grad, d_pool * grad, None, d_positive * grad, d_own * grad, *[None] * 5)
+        one = float(grad) == 1.0
+        return (*(saved if one else saved * grad for saved in ctx.saved_tensors), *[None] * 6)
 
 
 class _RowOrder:
@@ -156,10 +197,10 @@ class _TileCells:
 class _TakenOut:
     """What is hidden from rows, tile by tile."""
 
-    def __init__(self, order: _RowOrder, hidden_row: Tensor, hidden_column: Tensor, columns: int) -> None:
+    def __init__(self, order: _RowOrder, hidden: Hidden, columns: int) -> None:
         self.order, self.columns = order, columns
-        row = order.place[hidden_row]
-        key, by_key = (order.group[row] * columns + hidden_column).sort()
+        row = order.place[hidden.row]
+        key, by_key = (order.group[row] * columns + hidden.column).sort()
         self.pair_row = row[by_key]
         distinct, self.pair_cell = torch.unique_consecutive(key, return_inverse=True)
         self.cell_group, self.cell_column = distinct // columns, distinct % columns
@@ -189,39 +230,49 @@ class _TakenOut:
 class _Scores:
     """Scores of groups' queries with the whole pool, a tile at a time in buffers that are used again."""
 
-    def __init__(self, query: Tensor, pool: Tensor, offset: Tensor, low: bool) -> None:
+    def __init__(self, query: Tensor, pool: Tensor, offset: Tensor, low: bool, workspace: Workspace) -> None:
         self.query, self.pool, self.offset, self.low = query, pool, offset, low
         elements = TILE_ELEMENTS.get(query.device.type, TILE_ELEMENTS["cpu"])
         self.rows = min(len(query), max(MIN_TILE_ROWS, elements // max(len(pool), 1)))
-        self.buffer = query.new_empty(self.rows, len(pool))
-        self.low_pool = pool.to(torch.bfloat16) if low else pool
-        self.low_buffer = self.buffer.to(torch.bfloat16) if low else self.buffer
-        self.d_query, self.d_pool = torch.empty_like(query), torch.zeros_like(pool)
+        tile, whole = (self.rows, len(pool)), (len(pool), query.shape[1])
+        self.buffer = workspace.take("scores", tile, query)
+        self.d_tile = workspace.take("query gradient", (self.rows, query.shape[1]), query)
+        self.d_pool = torch.zeros_like(pool)
         self.shift = _common_shift(query, pool, offset)
+        if low:
+            half = torch.bfloat16
+            self.low_pool = workspace.take("low pool", whole, query, half).copy_(pool)
+            self.low_buffer = workspace.take("low scores", tile, query, half)
+            self.low_tile = workspace.take("low query gradient", (self.rows, query.shape[1]), query, half)
+            self.low_product = workspace.take("low pool gradient", whole, query, half)
+            self.product = workspace.take("pool gradient", whole, query)
 
     def exponentials(self, first: int, last: int, flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """exp(score - shift) (groups, N) with 0 in the flat places; their sums, the shifts, and the scores there."""
-        query, scores = self.query[first:last], self.buffer[: last - first]
-        offset = self.offset - (self.shift or 0.0)
+        # in base 2, since exp2 takes a third of the time of exp
+        query, scores = self.query[first:last] * LOG2_E, self.buffer[: last - first]
+        offset = (self.offset - (self.shift or 0.0)) * LOG2_E
         if self.low:
             product = self.low_buffer[: last - first]
             torch.mm(query.to(torch.bfloat16), self.low_pool.T, out=product)
             scores.copy_(product).add_(offset)
         else:
             torch.addmm(offset, query, self.pool.T, out=scores)
-        taken = scores.view(-1)[flat].double() + (self.shift or 0.0)
+        taken = scores.view(-1)[flat].double() / LOG2_E + (self.shift or 0.0)
         scores.view(-1)[flat] = -torch.inf
         if self.shift is None:
             shift = scores.amax(1)
-            shift.masked_fill_(torch.isneginf(shift), 0.0)  # everything is hidden from this group
-            scores.sub_(shift[:, None])
+            scores.sub_(shift.masked_fill(torch.isneginf(shift), 0.0)[:, None])
+            shift = shift / LOG2_E
         else:
             shift = scores.new_full((len(query),), self.shift)
-        exps = scores.exp_()
-        return exps, exps.sum(1).double(), shift.double(), taken
+        exps = scores.exp2_()
+        sums = exps.sum(1).double()
+        return exps, sums, shift.double().masked_fill(sums == 0, -torch.inf), taken
 
-    def gradients(self, first: int, last: int, exps: Tensor, g: Tensor, flat: Tensor, of_cell: Tensor) -> None:
-        """Add the products of the scores' gradients, exps * g and of_cell in the flat places, with pool and queries."""
+    def gradients(self, first: int, last: int, exps: Tensor, g: Tensor, flat: Tensor, of_cell: Tensor) -> Tensor:
+        """The products of the scores' gradients, exps * g and of_cell in the flat places, with the pool (groups, D);
+        those with the queries are added to d_pool."""
         negligible = g < NEGLIGIBLE
         if bool(negligible.any()):
             exps[negligible] = 0.0
@@ -230,13 +281,16 @@ class _Scores:
         exps.view(-1)[flat] = (of_cell / g[flat // exps.shape[1]]).to(exps.dtype)
         factor = g.to(exps.dtype)[:, None]
         weighted = self.query[first:last] * factor
+        d_query = self.d_tile[: last - first]
         if self.low:
-            low = self.low_buffer[: last - first].copy_(exps)
-            self.d_query[first:last] = torch.mm(low, self.low_pool) * factor
-            self.d_pool += torch.mm(low.T, weighted.to(torch.bfloat16))
+            low, low_d = self.low_buffer[: last - first].copy_(exps), self.low_tile[: last - first]
+            d_query.copy_(torch.mm(low, self.low_pool, out=low_d))
+            torch.mm(low.T, weighted.to(torch.bfloat16), out=self.low_product)
+            self.d_pool.add_(self.product.copy_(self.low_product))
         else:
-            self.d_query[first:last] = torch.mm(exps, self.pool) * factor
+            torch.mm(exps, self.pool, out=d_query)
             self.d_pool.addmm_(exps.T, weighted)
+        return d_query.mul_(factor)
 
 
 def _common_shift(query: Tensor, pool: Tensor, offset: Tensor) -> float | None:

@@ -14,7 +14,7 @@ from twotower.data.batch import scalar_column
 from twotower.errors import choose, explain_options
 from twotower.logits import LearnedTemperature
 from twotower.losses import LOSSES, fused_softmax, softmax
-from twotower.losses.fused import Hidden
+from twotower.losses.fused import Hidden, Positives, Workspace
 from twotower.outputs.base import DotProduct, ModelOutput, RowLoss
 from twotower.samplers import CandidateSampler, CountFrequency, Samplers, resolve_samplers
 from twotower.schema import ColumnSchema, Schema, Tags
@@ -96,6 +96,7 @@ class ContrastiveOutput(ModelOutput):
             correction = "logq" if correction else "none"
         self._corrects_pool, self._corrects_positive = choose("logq_sampling_correction", correction, CORRECTIONS)
         self.query_frequency = CountFrequency()
+        self._workspace = Workspace()
         if correction == "corrected" and not downscore_false_negatives:
             raise ValueError(
                 'logq_sampling_correction="corrected" takes the positive out of the pool, which downscore_false_negatives='
@@ -162,15 +163,14 @@ class ContrastiveOutput(ModelOutput):
 
     def _loss(self, loss: RowLoss, contest: "Contest") -> Tensor:
         with torch.autocast(contest.query.device.type, enabled=False):
-            positive = contest.positive()
-        if loss is softmax:
+            if loss is not softmax:
+                return _in_blocks(loss, contest)
             own = None if contest.own is None else contest.own_log_sum()
-            return fused_softmax(
-                contest.query, contest.pool.vectors, contest.offset(), positive, own, contest.weight, contest.query_row,
-                contest.hidden,
-            )  # fmt: skip
-        with torch.autocast(contest.query.device.type, enabled=False):
-            return _in_blocks(loss, contest, positive)
+            offset = contest.offset()
+        return fused_softmax(
+            contest.query, contest.positives, contest.pool.vectors, offset, contest.hidden, contest.weight, own,
+            self._workspace,
+        )  # fmt: skip
 
     def _contest(self, step: Step) -> "Contest":
         drawn = [sampler(step) for sampler in self._samplers()]
@@ -181,10 +181,11 @@ class ContrastiveOutput(ModelOutput):
         ids = step.positive_ids()
         hides = self.downscore_false_negatives
         row, column = logits.equal_pairs(ids, pool.ids) if hides else (ids.new_empty(0), ids.new_empty(0))
-        positive_correction = pool_correction = None
+        positive_offset = pool_correction = None
         if self._corrects_positive and shared:
             counts = [d.log_expected_count for d in shared]
-            positive_correction = rows(_sum_of_counts(counts, step.candidate.ids), step.candidate_row)
+            correction = _sum_of_counts(counts, step.candidate.ids)
+            positive_offset = rows(logits.correct(torch.zeros_like(correction), correction), step.candidate_row)
         elif shared:
             counts = [d.log_expected_negatives or d.log_expected_count for d in shared]
         if self._corrects_pool and shared:
@@ -192,12 +193,11 @@ class ContrastiveOutput(ModelOutput):
         target = None if self.target is None else scalar_column(step.batch, self.target) > 0
         return Contest(
             query=query,
-            query_row=_places(step.query_row, query),
-            candidate=candidate,
-            candidate_row=_places(step.candidate_row, candidate),
+            positives=Positives(
+                candidate, _places(step.query_row, query), _places(step.candidate_row, candidate), positive_offset
+            ),
             pool=replace(pool, vectors=_exact(pool.vectors)),
             hidden=Hidden(row, column),
-            positive_correction=positive_correction,
             pool_correction=pool_correction,
             own=_own(own, ids if hides else None),
             weight=self.row_weights(step.batch, query.new_empty(len(ids)), target),
@@ -205,9 +205,9 @@ class ContrastiveOutput(ModelOutput):
 
     def _turned(self, step: Step, contest: "Contest") -> "Contest":
         """Candidates look for their queries among the batch's queries."""
-        row, candidate_row = contest.query_row, contest.candidate_row
+        row, candidate_row = contest.positives.query_row, contest.positives.row
         counts = torch.bincount(row, minlength=len(contest.query))
-        correction = positive_correction = None
+        correction = positive_offset = None
         if self._corrects_pool:
             if step.query_ids is None:
                 raise ValueError(
@@ -216,19 +216,16 @@ class ContrastiveOutput(ModelOutput):
                 )
             size = len(row) if self._corrects_positive else max(len(row) - 1, 1)
             correction = self.query_frequency.log_expected_count(step.query_ids, size)
-            positive_correction = rows(correction, row) if self._corrects_positive else None
+            positive_offset = -rows(correction, row) if self._corrects_positive else None
         # for a row, every query that has the row's candidate somewhere in the batch is no negative
         pair = torch.unique(candidate_row * len(contest.query) + row)
         hidden_row, place = logits.equal_pairs(candidate_row, pair // len(contest.query))
         return replace(
             contest,
-            query=contest.candidate,
-            query_row=candidate_row,
-            candidate=contest.query,
-            candidate_row=row,
+            query=contest.positives.vectors,
+            positives=Positives(contest.query, candidate_row, row, positive_offset),
             pool=Candidates(torch.arange(len(contest.query), device=row.device), contest.query, counts),
             hidden=Hidden(hidden_row, (pair % len(contest.query))[place]),
-            positive_correction=positive_correction,
             pool_correction=correction,
             own=None,
         )
@@ -240,22 +237,18 @@ class Contest:
 
     Args:
         query: (Q, D) queries, divided by the temperature.
-        query_row, candidate_row: (B,) which query and which candidate each row has.
-        candidate: (U, D) the batch's candidates.
+        positives: the rows' own candidates.
         pool: the shared negatives.
         hidden: the shared negatives that a row does not see.
-        positive_correction, pool_correction: (B,) and (N,) log E, None for none.
+        pool_correction: (N,) log E, None for none.
         own: negatives of single rows, with their rows.
         weight: (B,) weights of the rows, which sum to 1 (or are all 0).
     """
 
     query: Tensor
-    query_row: Tensor
-    candidate: Tensor
-    candidate_row: Tensor
+    positives: Positives
     pool: Candidates
     hidden: Hidden
-    positive_correction: Tensor | None
     pool_correction: Tensor | None
     own: tuple[Candidates, Tensor] | None
     weight: Tensor
@@ -265,14 +258,14 @@ class Contest:
         if width == self.query.shape[1]:
             return self
         own = None if self.own is None else (_cut(self.own[0], width), self.own[1])
-        return replace(
-            self, query=self.query[:, :width], candidate=self.candidate[:, :width], pool=_cut(self.pool, width), own=own
-        )
+        positives = replace(self.positives, vectors=self.positives.vectors[:, :width])
+        return replace(self, query=self.query[:, :width], positives=positives, pool=_cut(self.pool, width), own=own)
 
     def positive(self) -> Float[Tensor, "B"]:
         """Logits of the positives."""
-        scores = logits.positive_scores(rows(self.query, self.query_row), rows(self.candidate, self.candidate_row))
-        return scores if self.positive_correction is None else logits.correct(scores, self.positive_correction)
+        held = self.positives
+        scores = logits.positive_scores(rows(self.query, held.query_row), rows(held.vectors, held.row))
+        return scores if held.offset is None else scores + held.offset
 
     def offset(self) -> Float[Tensor, "N"]:
         """What is added to the scores of the pool's distinct candidates: log multiplicity less log E."""
@@ -281,12 +274,12 @@ class Contest:
 
     def negative(self, part: slice) -> Float[Tensor, "b N"]:
         """Logits of the pool, each candidate as often as it counts, then the rows' own negatives; for some rows."""
-        row = self.query_row[part]
+        row = self.positives.query_row[part]
         scores = logits.pool_scores(self.query, self.pool.vectors) if len(row) > len(self.query) else None
         negative = logits.pool_scores(self.query[row], self.pool.vectors) if scores is None else scores[row]
         if self.pool_correction is not None:
             negative = logits.correct(negative, self.pool_correction)
-        hidden = torch.zeros(len(self.query_row), len(self.pool), dtype=torch.bool, device=row.device)
+        hidden = torch.zeros(len(self.positives.query_row), len(self.pool), dtype=torch.bool, device=row.device)
         hidden[self.hidden.row, self.hidden.column] = True
         negative = logits.mask(negative, hidden[part])
         if self.pool.counts is not None:
@@ -297,7 +290,7 @@ class Contest:
         """Logits of the rows' own negatives; they were not sampled, so nothing is corrected."""
         assert self.own is not None
         candidates, row = self.own
-        return logits.positive_scores(self.query[self.query_row[row]], _exact(candidates.vectors))
+        return logits.positive_scores(self.query[self.positives.query_row[row]], _exact(candidates.vectors))
 
     def own_log_sum(self) -> Float[Tensor, "B"]:
         """log-sum-exp of each row's own negatives, -inf for none."""
@@ -311,12 +304,13 @@ class Contest:
         ascending = row[order]
         place = torch.arange(len(row), device=row.device) - torch.searchsorted(ascending, ascending)
         width = int(place.max()) + 1 if len(row) else 1
-        padded = self.query.new_full((len(self.query_row), width), -torch.inf)
+        padded = self.query.new_full((len(self.positives.query_row), width), -torch.inf)
         return padded.index_put((ascending, place), self.own_logits()[order])
 
 
-def _in_blocks(loss: RowLoss, contest: Contest, positive: Tensor) -> Tensor:
+def _in_blocks(loss: RowLoss, contest: Contest) -> Tensor:
     """A loss of any form over blocks of rows, whose logits are made again for the gradient."""
+    positive = contest.positive()
     height = max(1, BLOCK_ELEMENTS // max(contest.pool.total(), 1))
     if height >= len(positive):
         return (loss(positive, contest.negative(slice(None))) * contest.weight).sum()
