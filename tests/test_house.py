@@ -16,12 +16,12 @@ LINE = [
     "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
     "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",
     "losses.pairwise", "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming",
-    "samplers.in_batch", "samplers.popularity", "samplers.uniform", "samplers", "outputs.base",
-    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
-    "optimizers.clipping", "optimizers", "training.compiled", "training.history", "training.lightning",
-    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
-    "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
-    "serving.retriever",
+    "samplers.in_batch", "samplers.weighted", "samplers.popularity", "samplers.uniform", "samplers.catalog",
+    "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base", "outputs.contrastive",
+    "outputs.targets", "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers",
+    "training.compiled", "training.history", "training.lightning", "evaluation", "baselines", "indexes.exact",
+    "top_k", "models.parts", "models.scoring", "models.storing", "models.base", "models.two_tower",
+    "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
 ]  # fmt: skip
 
 
@@ -64,17 +64,18 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 
 PUBLIC = [
-    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "Categorical",
-    "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency", "CrossBlock", "Dataset", "Domain",
-    "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency",
-    "History", "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LearnedTemperature", "Loader", "MLPBlock", "MRRAt",
-    "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PrecisionAt",
-    "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput",
-    "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "TopK",
-    "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "YoutubeDNNRetrievalModelV2",
-    "build_histories", "create_categorical_column", "create_continuous_column", "infer_embedding_dim",
-    "latest_histories", "load_bundle", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
-    "save_schema", "split_by_time", "unique_rows_by_features",
+    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "CatalogSampler",
+    "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency",
+    "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
+    "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency", "HardNegativeSampler", "History",
+    "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LearnedTemperature", "Loader", "MLPBlock", "MRRAt",
+    "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2",
+    "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric",
+    "RecallAt", "RegressionOutput", "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency",
+    "TagSet", "Tags", "Text", "TopK", "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
+    "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column", "create_continuous_column",
+    "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings", "load_schema",
+    "make_optimizer", "sample_batch", "save_bundle", "save_schema", "split_by_time", "unique_rows_by_features",
 ]  # fmt: skip
 
 

@@ -35,9 +35,13 @@ from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
 from twotower.optimizers import make_optimizer
 from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput
 from twotower.samplers.base import CandidateSampler
+from twotower.samplers.catalog import CatalogSampler
+from twotower.samplers.cross_batch import CrossBatchSampler
+from twotower.samplers.explicit import ColumnSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
+from twotower.samplers.hard import HardNegativeSampler
 from twotower.samplers.in_batch import InBatchSamplerV2
-from twotower.samplers.popularity import PopularityBasedSamplerV2
+from twotower.samplers.popularity import PopularityBasedSamplerV2, PopularitySampler
 from twotower.samplers.streaming import StreamingFrequency
 from twotower.samplers.uniform import UniformSampler
 from twotower.schema import (
@@ -62,11 +66,14 @@ __all__ = [
     "CandidateSampler",
     "Candidates",
     "Catalog",
+    "CatalogSampler",
     "Categorical",
+    "ColumnSampler",
     "ColumnSchema",
     "Continuous",
     "ContrastiveOutput",
     "CountFrequency",
+    "CrossBatchSampler",
     "CrossBlock",
     "Dataset",
     "Domain",
@@ -78,6 +85,7 @@ __all__ = [
     "Encoder",
     "ExactIndex",
     "Frequency",
+    "HardNegativeSampler",
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
@@ -92,6 +100,7 @@ __all__ = [
     "NDCGAt",
     "Numeric",
     "PopularityBasedSamplerV2",
+    "PopularitySampler",
     "PrecisionAt",
     "Preprocessor",
     "PretrainedEmbeddings",

@@ -175,6 +175,17 @@ def write_module(module: nn.Module, folder: Path, extra: Mapping[str, Json] | No
     safetensors.torch.save_file(_distinct(module.state_dict()), folder / "weights.safetensors")
 
 
+def pack(tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Named tensors of any sizes as one, (bytes,) uint8: the extra state of a module whose sizes the data gives."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return torch.frombuffer(bytearray(safetensors.torch.save(whole)), dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What `pack` was given."""
+    return safetensors.torch.load(packed.cpu().numpy().tobytes())
+
+
 def save_module(module: nn.Module, path: PathLike) -> None:
     """Write a module's folder aside, then put it in place."""
     with folder_written_aside(path, "module.json") as folder:

@@ -174,7 +174,8 @@ class ContrastiveOutput(ModelOutput):
 
     def _contest(self, step: Step) -> "Contest":
         drawn = [sampler(step) for sampler in self._samplers()]
-        shared, own = [d for d in drawn if d.row is None], [d for d in drawn if d.row is not None]
+        own = [d for d in drawn if d.row is not None]
+        shared = [d for d in drawn if d.row is None and len(d.candidates)]  # a queue that fills up draws nobody yet
         pool = Candidates.concat([d.candidates for d in shared]) if shared else _nobody(step.candidate)
         with torch.autocast(step.query.device.type, enabled=False):
             query, candidate = _exact(step.query) / self.temperature(), _exact(step.candidate.vectors)

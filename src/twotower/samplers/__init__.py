@@ -4,35 +4,36 @@ from collections.abc import Callable, Sequence
 
 from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
+from twotower.samplers.catalog import CatalogSampler
+from twotower.samplers.cross_batch import CrossBatchSampler
+from twotower.samplers.explicit import ColumnSampler
 from twotower.samplers.frequency import CountFrequency
+from twotower.samplers.hard import HardNegativeSampler
 from twotower.samplers.in_batch import InBatchSamplerV2
-from twotower.samplers.popularity import PopularityBasedSamplerV2
+from twotower.samplers.popularity import PopularityBasedSamplerV2, PopularitySampler
 from twotower.samplers.uniform import UniformSampler
 from twotower.schema import ColumnSchema
 
-__all__ = ["SAMPLERS", "CandidateSampler", "CountFrequency", "Samplers", "resolve_samplers"]
+__all__ = ["SAMPLERS", "CandidateSampler", "ColumnSampler", "CountFrequency", "Samplers", "resolve_samplers"]
 
 Samplers = str | CandidateSampler | Sequence[str | CandidateSampler]
 
 
-def _in_batch(candidate_id: ColumnSchema) -> CandidateSampler:
-    return InBatchSamplerV2()
-
-
-def _popularity(candidate_id: ColumnSchema) -> CandidateSampler:
+def _log_uniform(candidate_id: ColumnSchema) -> CandidateSampler:
     # the Preprocessor's ids: 0 missing, 1 unknown, then by falling frequency
     known = candidate_id.cardinality - 2
     return PopularityBasedSamplerV2(candidate_id.cardinality - 1, min_id=2, max_num_samples=max(1, min(1000, known)))
 
 
-def _uniform(candidate_id: ColumnSchema) -> CandidateSampler:
-    return UniformSampler()
-
-
+# ColumnSampler needs to be told its column, so it has no name
 SAMPLERS: dict[str, Callable[[ColumnSchema], CandidateSampler]] = {
-    "in-batch": _in_batch,
-    "popularity": _popularity,
-    "uniform": _uniform,
+    "in-batch": lambda candidate_id: InBatchSamplerV2(),
+    "uniform": lambda candidate_id: UniformSampler(),
+    "popularity": lambda candidate_id: PopularitySampler(),
+    "log-uniform": _log_uniform,
+    "cross-batch": lambda candidate_id: CrossBatchSampler(),
+    "hard": lambda candidate_id: HardNegativeSampler(),
+    "catalog": lambda candidate_id: CatalogSampler(),
 }
 
 

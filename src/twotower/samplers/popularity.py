@@ -5,20 +5,66 @@ import math
 import torch
 from torch import Tensor
 
-from twotower.candidates import Candidates, Draw, Step
 from twotower.errors import explain_options
-from twotower.samplers.base import CandidateSampler
+from twotower.samplers.weighted import WeightedSampler
 
 
-class PopularityBasedSamplerV2(CandidateSampler):
+class PopularitySampler(WeightedSampler):
+    """Items drawn by how often they occur in the training data, p_j ~ count_j ** power; or by weights that are given.
+
+    Args:
+        max_num_samples: N, the size of the pool.
+        power: 1 draws as the batch does, 0 all that occur alike, 0.75 as word2vec.
+        unique: draw distinct ids.
+        weights: (n,) the weight of id 0, 1, ..., in place of the counts; an id of weight 0 is never drawn.
+        seed: of the sampler's own generator.
+
+    Raises:
+        ValueError: no positive weight.
+
+    Example:
+        >>> sampler = PopularitySampler(max_num_samples=2, unique=False, seed=1)
+        >>> sampler.adapt(torch.tensor([7, 7, 7, 9]), torch.tensor([7, 8, 9]))
+        >>> batch = Candidates(torch.tensor([7]), torch.zeros(1, 3))
+        >>> draw = sampler(Step({}, batch.vectors, batch, lambda ids: torch.zeros(len(ids), 3)))
+        >>> draw.log_expected_count(torch.tensor([7, 8, 9])).exp().tolist()
+        [1.5, 0.0, 0.5]
+    """
+
+    @explain_options
+    def __init__(
+        self,
+        max_num_samples: int = 1000,
+        power: float = 1.0,
+        unique: bool = True,
+        weights: Tensor | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(max_num_samples, unique, seed)
+        self.power = power
+        self.weights = None  # what was given lives in ids and log_p from here on
+        if weights is not None:
+            self._take(torch.arange(len(weights)), weights)
+            self.given = True
+
+    def adapt(self, ids: Tensor, catalog: Tensor) -> None:
+        """Count the training ids, unless weights were given."""
+        if not self.given:
+            self._take(*torch.unique(ids.cpu(), return_counts=True))
+
+    def _take(self, ids: Tensor, weights: Tensor) -> None:
+        if bool((weights < 0).any()) or not bool((weights > 0).any()):
+            raise ValueError("weights must not be negative, and at least one must be above 0.")
+        drawable = weights > 0
+        log_weight = weights[drawable].double().log() * self.power
+        self.ids, self.log_p = ids[drawable], log_weight - log_weight.logsumexp(0)
+
+
+class PopularityBasedSamplerV2(WeightedSampler):
     """Log-uniform (Zipfian) draws over ids that are ordered by falling popularity, as the Preprocessor makes them.
 
-    p(id) = log((c + 2) / (c + 1)) / log(n + 1), with c = id - min_id and n = max_id - min_id + 1 ids in all.
-
-    With `unique`, the N ids of a draw are distinct: the N smallest of exponential keys e_j / p_j. Given the
-    other ids' keys, of which t is the N-th smallest, id j is drawn with probability 1 - exp(-p_j t), and dividing by
-    it makes the sum over the pool an unbiased estimate of the sum over all ids (Cohen and Kaplan, "Summarizing Data
-    using Bottom-k Sketches", PODC 2007). Without `unique`, draws are independent and E_j = N p_j.
+    p(id) = log((c + 2) / (c + 1)) / log(n + 1), with c = id - min_id and n = max_id - min_id + 1 ids in all. It needs
+    no data; where there are some, PopularitySampler counts instead of assuming.
 
     Args:
         max_id: the largest id, drawn too.
@@ -40,21 +86,17 @@ class PopularityBasedSamplerV2(CandidateSampler):
     def __init__(
         self, max_id: int, min_id: int = 0, max_num_samples: int = 10, unique: bool = True, seed: int | None = None
     ) -> None:
-        super().__init__()
         size = max_id - min_id + 1
         if not 0 <= min_id <= max_id or max_num_samples < 1 or (unique and max_num_samples > size):
             raise ValueError(
                 f"cannot draw {max_num_samples}{' distinct' if unique else ''} ids from min_id={min_id} to "
                 f"max_id={max_id}, which are {size}. Lower max_num_samples, or set unique=False."
             )
+        super().__init__(max_num_samples, unique, seed)
         self.max_id = max_id
         self.min_id = min_id
-        self.max_num_samples = max_num_samples
-        self.unique = unique
-        self.seed = seed
-        self.generator = torch.Generator().manual_seed(int(torch.randint(2**31, ())) if seed is None else seed)
         c = torch.arange(size, dtype=torch.float64)
-        # no buffer: draws are made on the CPU in float64, whatever the model's device and precision
+        self.ids = torch.arange(min_id, max_id + 1)
         self.log_p = torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1))
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
@@ -63,42 +105,3 @@ class PopularityBasedSamplerV2(CandidateSampler):
     def probabilities(self) -> Tensor:
         """(max_id + 1,) p of each id; 0 below min_id."""
         return torch.cat([self.log_p.new_zeros(self.min_id), self.log_p.exp()])
-
-    def forward(self, step: Step) -> Draw:
-        """Draw N ids, the same for every row of the batch, and encode them."""
-        device = step.candidate.ids.device
-        if self.unique:
-            drawn, log_included = _draw_distinct(self.log_p, self.max_num_samples, self.generator)
-        else:
-            drawn = torch.multinomial(
-                self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator
-            )
-            log_included = self.log_p + math.log(self.max_num_samples)
-        ids = (drawn + self.min_id).to(device)
-        table = log_included.float().to(device)
-        return Draw(Candidates(ids, step.encode(ids)), lambda asked: self._read(table, asked))
-
-    def _read(self, table: Tensor, ids: Tensor) -> Tensor:
-        inside = (ids >= self.min_id) & (ids <= self.max_id)
-        return torch.where(inside, table[(ids - self.min_id).clamp(0, len(table) - 1)], -torch.inf)
-
-    def get_extra_state(self) -> Tensor:
-        """For state_dict()."""
-        return self.generator.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """From load_state_dict()."""
-        self.generator.set_state(state.cpu())
-
-
-def _draw_distinct(log_p: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(size,) distinct places, and (n,) log of the probability that each place is among them."""
-    keys = torch.empty_like(log_p).exponential_(generator=generator).log() - log_p
-    if size == len(log_p):
-        return torch.arange(size), torch.zeros_like(log_p)
-    smallest = keys.topk(size + 1, largest=False)
-    drawn = smallest.indices[:size]
-    # what a place had to stay below, given all other keys: the next key if it was drawn, the last drawn key if not
-    threshold = torch.full_like(keys, float(smallest.values[size - 1]))
-    threshold[drawn] = smallest.values[size]
-    return drawn, torch.log(-torch.expm1(-(log_p + threshold).exp()))
