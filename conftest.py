@@ -6,10 +6,11 @@ from jaxtyping import install_import_hook
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-SHAPED = [
-    f"twotower.{name}"
-    for name in ("blocks", "candidates", "encoder", "evaluation", "indexes", "logits", "losses", "metrics", "outputs")
-]
+NAMES = (
+    "blocks", "candidates", "distinct", "encoder", "evaluation", "indexes", "logits", "losses", "metrics", "optimizers",
+    "outputs",
+)  # fmt: skip
+SHAPED = [f"twotower.{name}" for name in NAMES]
 install_import_hook(SHAPED, "tests.checked")
 
 import pytest  # noqa: E402

@@ -15,13 +15,14 @@ LINE = [
     "data.columns", "data.preprocessor", "data.splits", "data.histories", "data.loader", "data.catalog",
     "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
     "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",
-    "losses.pairwise", "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming",
-    "samplers.in_batch", "samplers.weighted", "samplers.popularity", "samplers.uniform", "samplers.catalog",
-    "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base", "outputs.contrastive",
-    "outputs.targets", "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers",
-    "training.compiled", "training.history", "training.lightning", "evaluation", "baselines", "indexes.exact",
-    "top_k", "models.parts", "models.scoring", "models.storing", "models.base", "models.two_tower",
-    "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
+    "losses.pairwise", "losses.pointwise", "losses.fused", "losses", "samplers.base", "samplers.frequency",
+    "samplers.streaming", "samplers.in_batch", "samplers.weighted", "samplers.popularity", "samplers.uniform",
+    "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base",
+    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
+    "optimizers.clipping", "optimizers", "training.compiled", "training.history", "training.lightning",
+    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
+    "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
+    "serving.retriever",
 ]  # fmt: skip
 
 

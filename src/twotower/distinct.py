@@ -12,7 +12,9 @@ from twotower.schema import Tags
 Row = Int[Tensor, "B"]
 
 
-def encode_distinct(tower: Tower, batch: Batch, id_name: str | None) -> tuple[Float[Tensor, "U D"], Row | None, Row]:
+def encode_distinct(
+    tower: Tower, batch: Batch, id_name: str | None
+) -> tuple[Float[Tensor, "U D"], Row | None, Int[Tensor, "U"]]:
     """The vectors of a tower on a batch, once for each distinct id where the tower's columns follow from the id.
 
     That they do is checked on every batch, by comparison; where they do not, and where a row's vector depends on the

@@ -6,24 +6,17 @@ from torch import Tensor
 
 from twotower.losses.fused import fused_softmax
 from twotower.losses.pairwise import bpr, bpr_max, hinge, logistic, top1, top1_max, top1_v2
-from twotower.losses.softmax import softmax
+from twotower.losses.pointwise import bce, ccl, gbce
+from twotower.losses.softmax import bsl, psl, slatk, softmax
 
 __all__ = [
-    "LOSSES",
-    "Loss",
-    "bpr",
-    "bpr_max",
-    "fused_softmax",
-    "hinge",
-    "logistic",
-    "softmax",
-    "top1",
-    "top1_max",
-    "top1_v2",
-]
+    "LOSSES", "Loss", "bce", "bpr", "bpr_max", "bsl", "ccl", "fused_softmax", "gbce", "hinge", "logistic", "psl", "slatk",
+    "softmax", "top1", "top1_max", "top1_v2",
+]  # fmt: skip
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+# gbce must be told the sampling rate, so it has no name: loss=functools.partial(gbce, sampling_rate=...)
 LOSSES: dict[str, Loss] = {
     "softmax": softmax,
     "categorical_crossentropy": softmax,
@@ -35,4 +28,10 @@ LOSSES: dict[str, Loss] = {
     "top1-max": top1_max,
     "logistic": logistic,
     "hinge": hinge,
+    "bce": bce,
+    "binary_crossentropy": bce,
+    "ccl": ccl,
+    "bsl": bsl,
+    "psl": psl,
+    "slatk": slatk,
 }

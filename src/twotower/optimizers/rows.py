@@ -20,7 +20,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
     """Updates the rows that have a gradient."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # a loss, as the closure gives it
         """One step on the rows touched since the gradients were last cleared."""
         loss = None
         if closure is not None:

@@ -18,7 +18,7 @@ class SplitOptimizer(torch.optim.Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._share()
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # a loss, as the closure gives it
         """One step of each part."""
         loss = None
         if closure is not None:
