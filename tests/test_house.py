@@ -18,7 +18,7 @@ LINE = [
     "losses.pairwise", "losses.pointwise", "losses.fused", "losses", "samplers.base", "samplers.frequency",
     "samplers.streaming", "samplers.in_batch", "samplers.weighted", "samplers.popularity", "samplers.uniform",
     "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base",
-    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
+    "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
     "optimizers.clipping", "optimizers", "training.compiled", "training.history", "training.lightning",
     "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
     "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",

@@ -20,6 +20,11 @@ def draw(sampler: tt.CandidateSampler) -> tt.Draw:
     return sampler(step(NOTHING))
 
 
+def repeated(drawn: Candidates) -> torch.Tensor:
+    """The ids, each as often as it counts."""
+    return drawn.ids if drawn.counts is None else drawn.ids.repeat_interleave(drawn.counts)
+
+
 def test_log_uniform_probabilities_are_merlins() -> None:
     sampler = tt.PopularityBasedSamplerV2(max_id=9, min_id=2, max_num_samples=3, unique=False)
     merlin = [0, 0, 0.315465, 0.184535, 0.130930, 0.101557, 0.082978, 0.070157, 0.060773, 0.053605]
@@ -29,7 +34,9 @@ def test_log_uniform_probabilities_are_merlins() -> None:
 
 def test_draws_with_replacement_follow_the_probabilities() -> None:
     sampler = tt.PopularityBasedSamplerV2(max_id=9, min_id=2, max_num_samples=20_000, unique=False, seed=3)
-    ids = draw(sampler).candidates.ids
+    drawn = draw(sampler).candidates
+    assert len(drawn) == 8  # each id once, with its count
+    ids = repeated(drawn)
     p = sampler.probabilities()
     share = torch.bincount(ids, minlength=10) / 20_000
     error = (p * (1 - p) / 20_000).sqrt()
@@ -85,7 +92,7 @@ def test_corrected_sum_over_the_pool_is_unbiased(name: str) -> None:
     sums = []
     for _ in range(4000):
         drawn = draw(sampler)
-        ids = drawn.candidates.ids
+        ids = repeated(drawn.candidates)
         sums.append((f[ids] / drawn.log_expected_count(ids).exp()).sum())
     estimate = torch.stack(sums)
     error = (estimate.std() / len(sums) ** 0.5).item()
@@ -111,7 +118,7 @@ def test_corrected_sum_over_a_mix_with_the_batch_is_unbiased(unique: bool) -> No
         batch = events[torch.randint(len(events), (6,), generator=generator)]
         positives = Candidates(batch, torch.zeros(6, 2))
         draws = [s(step(positives)) for s in (in_batch, popular)]
-        ids = torch.cat([d.candidates.ids for d in draws])
+        ids = torch.cat([repeated(d.candidates) for d in draws])
         expected = torch.stack([d.log_expected_count(ids) for d in draws]).logsumexp(0).exp()
         sums.append((f[ids] / expected).sum())
     estimate = torch.stack(sums)
@@ -281,7 +288,7 @@ def test_the_queue_warms_up_and_forgets_the_oldest() -> None:
 def test_popularity_counts_and_weights() -> None:
     counted = tt.PopularitySampler(max_num_samples=4000, unique=False, seed=3)
     counted.adapt(torch.tensor([2**40, 5, 5, 5]), torch.tensor([5, 6, 2**40]))
-    ids = draw(counted).candidates.ids
+    ids = repeated(draw(counted).candidates)
     assert sorted(ids.unique().tolist()) == [5, 2**40]
     assert abs((ids == 5).float().mean().item() - 0.75) < 4 * (0.75 * 0.25 / 4000) ** 0.5
     flat = tt.PopularitySampler(max_num_samples=4, power=0.0, unique=False)

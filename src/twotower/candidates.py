@@ -89,7 +89,7 @@ class Draw:
 
     Args:
         candidates: the N candidates drawn; ids may repeat.
-        log_expected_count: for any ids (M,), log E_j (M,): how often j is expected among the N. -inf for an id that
+        log_expected_count: for any ids (M,), log E_j (M,) float64: how often j is expected among the N. -inf for an id that
             cannot be drawn.
         log_expected_negatives: the same when it is known that one row's own positive, another id than j, is among the
             N for certain; None where the draw does not depend on the rows.

@@ -1,28 +1,27 @@
 """ContrastiveOutput: the positive against a pool of sampled candidates."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from twotower import logits
-from twotower.candidates import Candidates, Draw, Step, rows
+from twotower.candidates import Candidates, Step, rows
 from twotower.data.batch import scalar_column
 from twotower.errors import choose, explain_options
 from twotower.logits import LearnedTemperature
 from twotower.losses import LOSSES, fused_softmax, softmax
 from twotower.losses.fused import Hidden, Positives, Workspace
 from twotower.outputs.base import DotProduct, ModelOutput, RowLoss
+from twotower.outputs.contest import Contest, exact, in_blocks
+from twotower.outputs.known import IN_BATCH, known_positives
 from twotower.samplers import CandidateSampler, CountFrequency, Samplers, resolve_samplers
 from twotower.schema import ColumnSchema, Schema, Tags
 
 # the logq_sampling_correction option: name to (correct the pool, correct the positive too)
 CORRECTIONS: dict[str, tuple[bool, bool]] = {"logq": (True, True), "corrected": (True, False), "none": (False, False)}
-# a loss other than softmax is taken over blocks of rows with at most so many logits
-BLOCK_ELEMENTS = 2**26
 
 
 class ContrastiveOutput(ModelOutput):
@@ -46,6 +45,8 @@ class ContrastiveOutput(ModelOutput):
             weight 1 - P of the paper is what the gradient of a softmax with its positive in the sum has by itself.)
             False does not correct.
         downscore_false_negatives: mask pool candidates that are the row's own positive.
+        known_positives: what else is no negative of a row: "in-batch", the other candidates of its query in the batch
+            (the query tower needs a USER_ID column), and names of columns with lists of candidate ids, such as a history.
         two_directional: share of the loss that ranks the batch's queries for each candidate, in [0, 1]; corrected for
             the frequency of queries, with the other queries of the same candidate masked.
         prefixes: widths, such as (16, 32): the loss is the mean over the vectors cut to these widths and the whole, so
@@ -69,6 +70,7 @@ class ContrastiveOutput(ModelOutput):
         logits_temperature: float | LearnedTemperature = 1.0,
         logq_sampling_correction: bool | str = True,
         downscore_false_negatives: bool = True,
+        known_positives: str | Sequence[str] = (),
         two_directional: float = 0.0,
         prefixes: Sequence[int] = (),
         target: str | None = None,
@@ -89,6 +91,7 @@ class ContrastiveOutput(ModelOutput):
         self.logits_temperature = logits_temperature
         self.logq_sampling_correction = logq_sampling_correction
         self.downscore_false_negatives = downscore_false_negatives
+        self.known_positives = [known_positives] if isinstance(known_positives, str) else list(known_positives)
         self.two_directional = two_directional
         self.prefixes = tuple(prefixes)
         correction = logq_sampling_correction
@@ -101,6 +104,11 @@ class ContrastiveOutput(ModelOutput):
             raise ValueError(
                 'logq_sampling_correction="corrected" takes the positive out of the pool, which downscore_false_negatives='
                 "False would leave in. Drop one of the two."
+            )
+        if self.known_positives and not downscore_false_negatives:
+            raise ValueError(
+                "known_positives masks more than the row's own positive, which downscore_false_negatives=False leaves in. Drop "
+                "one of the two."
             )
 
     # ---- samplers
@@ -123,8 +131,9 @@ class ContrastiveOutput(ModelOutput):
             self.query_frequency.adapt(query_ids)
 
     def columns(self) -> list[str]:
-        """The target, weight and negatives' columns that training reads."""
-        return super().columns() + [name for sampler in self._samplers() for name in sampler.reads]
+        """The target, weight, negatives' and known positives' columns that training reads."""
+        known = [name for name in self.known_positives if name != IN_BATCH]
+        return super().columns() + [name for sampler in self._samplers() for name in sampler.reads] + known
 
     def _samplers(self) -> list[CandidateSampler]:
         return [sampler for sampler in self.negative_samplers if isinstance(sampler, CandidateSampler)]
@@ -161,10 +170,10 @@ class ContrastiveOutput(ModelOutput):
         """<q, c>, without temperature."""
         return (query * candidate).sum(-1, keepdim=True)
 
-    def _loss(self, loss: RowLoss, contest: "Contest") -> Tensor:
+    def _loss(self, loss: RowLoss, contest: Contest) -> Tensor:
         with torch.autocast(contest.query.device.type, enabled=False):
             if loss is not softmax:
-                return _in_blocks(loss, contest)
+                return in_blocks(loss, contest)
             own = None if contest.own is None else contest.own_log_sum()
             offset = contest.offset()
         return fused_softmax(
@@ -172,39 +181,38 @@ class ContrastiveOutput(ModelOutput):
             self._workspace,
         )  # fmt: skip
 
-    def _contest(self, step: Step) -> "Contest":
+    def _contest(self, step: Step) -> Contest:
         drawn = [sampler(step) for sampler in self._samplers()]
         own = [d for d in drawn if d.row is not None]
         shared = [d for d in drawn if d.row is None and len(d.candidates)]  # a queue that fills up draws nobody yet
         pool = Candidates.concat([d.candidates for d in shared]) if shared else _nobody(step.candidate)
         with torch.autocast(step.query.device.type, enabled=False):
-            query, candidate = _exact(step.query) / self.temperature(), _exact(step.candidate.vectors)
+            query, candidate = exact(step.query) / self.temperature(), exact(step.candidate.vectors)
         ids = step.positive_ids()
-        hides = self.downscore_false_negatives
-        row, column = logits.equal_pairs(ids, pool.ids) if hides else (ids.new_empty(0), ids.new_empty(0))
+        known = known_positives(step, self.downscore_false_negatives, self.known_positives)
         positive_offset = pool_correction = None
         if self._corrects_positive and shared:
             counts = [d.log_expected_count for d in shared]
-            correction = _sum_of_counts(counts, step.candidate.ids)
+            correction = _sum_of_counts(counts, step.candidate.ids).to(query.dtype)
             positive_offset = rows(logits.correct(torch.zeros_like(correction), correction), step.candidate_row)
         elif shared:
             counts = [d.log_expected_negatives or d.log_expected_count for d in shared]
         if self._corrects_pool and shared:
-            pool_correction = _sum_of_counts(counts, pool.ids)
+            pool_correction = _sum_of_counts(counts, pool.ids).to(query.dtype)
         target = None if self.target is None else scalar_column(step.batch, self.target) > 0
         return Contest(
             query=query,
             positives=Positives(
                 candidate, _places(step.query_row, query), _places(step.candidate_row, candidate), positive_offset
             ),
-            pool=replace(pool, vectors=_exact(pool.vectors)),
-            hidden=Hidden(row, column),
+            pool=replace(pool, vectors=exact(pool.vectors)),
+            hidden=known.hidden_in(pool.ids),
             pool_correction=pool_correction,
-            own=_own(own, ids if hides else None),
+            own=known.kept_out_of(own),
             weight=self.row_weights(step.batch, query.new_empty(len(ids)), target),
         )
 
-    def _turned(self, step: Step, contest: "Contest") -> "Contest":
+    def _turned(self, step: Step, contest: Contest) -> Contest:
         """Candidates look for their queries among the batch's queries."""
         row, candidate_row = contest.positives.query_row, contest.positives.row
         counts = torch.bincount(row, minlength=len(contest.query))
@@ -216,7 +224,7 @@ class ContrastiveOutput(ModelOutput):
                     "apart: tag one USER_ID, or set logq_sampling_correction=False."
                 )
             size = len(row) if self._corrects_positive else max(len(row) - 1, 1)
-            correction = self.query_frequency.log_expected_count(step.query_ids, size)
+            correction = self.query_frequency.log_expected_count(step.query_ids, size).to(contest.query.dtype)
             positive_offset = -rows(correction, row) if self._corrects_positive else None
         # for a row, every query that has the row's candidate somewhere in the batch is no negative
         pair = torch.unique(candidate_row * len(contest.query) + row)
@@ -230,116 +238,6 @@ class ContrastiveOutput(ModelOutput):
             pool_correction=correction,
             own=None,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Contest:
-    """One step's positives against its negatives: the vectors, and what happens to their scores.
-
-    Args:
-        query: (Q, D) queries, divided by the temperature.
-        positives: the rows' own candidates.
-        pool: the shared negatives.
-        hidden: the shared negatives that a row does not see.
-        pool_correction: (N,) log E, None for none.
-        own: negatives of single rows, with their rows.
-        weight: (B,) weights of the rows, which sum to 1 (or are all 0).
-    """
-
-    query: Tensor
-    positives: Positives
-    pool: Candidates
-    hidden: Hidden
-    pool_correction: Tensor | None
-    own: tuple[Candidates, Tensor] | None
-    weight: Tensor
-
-    def cut(self, width: int) -> "Contest":
-        """The same with vectors of their first `width` numbers."""
-        if width == self.query.shape[1]:
-            return self
-        own = None if self.own is None else (_cut(self.own[0], width), self.own[1])
-        positives = replace(self.positives, vectors=self.positives.vectors[:, :width])
-        return replace(self, query=self.query[:, :width], positives=positives, pool=_cut(self.pool, width), own=own)
-
-    def positive(self) -> Float[Tensor, "B"]:
-        """Logits of the positives."""
-        held = self.positives
-        scores = logits.positive_scores(rows(self.query, held.query_row), rows(held.vectors, held.row))
-        return scores if held.offset is None else scores + held.offset
-
-    def offset(self) -> Float[Tensor, "N"]:
-        """What is added to the scores of the pool's distinct candidates: log multiplicity less log E."""
-        counts = self.pool.log_counts()
-        return counts if self.pool_correction is None else logits.correct(counts, self.pool_correction)
-
-    def negative(self, part: slice) -> Float[Tensor, "b N"]:
-        """Logits of the pool, each candidate as often as it counts, then the rows' own negatives; for some rows."""
-        row = self.positives.query_row[part]
-        scores = logits.pool_scores(self.query, self.pool.vectors) if len(row) > len(self.query) else None
-        negative = logits.pool_scores(self.query[row], self.pool.vectors) if scores is None else scores[row]
-        if self.pool_correction is not None:
-            negative = logits.correct(negative, self.pool_correction)
-        hidden = torch.zeros(len(self.positives.query_row), len(self.pool), dtype=torch.bool, device=row.device)
-        hidden[self.hidden.row, self.hidden.column] = True
-        negative = logits.mask(negative, hidden[part])
-        if self.pool.counts is not None:
-            negative = negative.repeat_interleave(self.pool.counts, dim=1)
-        return negative if self.own is None else torch.cat([negative, self.own_padded()[part]], dim=1)
-
-    def own_logits(self) -> Float[Tensor, "M"]:
-        """Logits of the rows' own negatives; they were not sampled, so nothing is corrected."""
-        assert self.own is not None
-        candidates, row = self.own
-        return logits.positive_scores(self.query[self.positives.query_row[row]], _exact(candidates.vectors))
-
-    def own_log_sum(self) -> Float[Tensor, "B"]:
-        """log-sum-exp of each row's own negatives, -inf for none."""
-        return torch.logsumexp(self.own_padded(), dim=1)
-
-    def own_padded(self) -> Float[Tensor, "B K"]:
-        """Each row's own negatives side by side, -inf where there are fewer."""
-        assert self.own is not None
-        row = self.own[1]
-        order = row.argsort(stable=True)
-        ascending = row[order]
-        place = torch.arange(len(row), device=row.device) - torch.searchsorted(ascending, ascending)
-        width = int(place.max()) + 1 if len(row) else 1
-        padded = self.query.new_full((len(self.positives.query_row), width), -torch.inf)
-        return padded.index_put((ascending, place), self.own_logits()[order])
-
-
-def _in_blocks(loss: RowLoss, contest: Contest) -> Tensor:
-    """A loss of any form over blocks of rows, whose logits are made again for the gradient."""
-    positive = contest.positive()
-    height = max(1, BLOCK_ELEMENTS // max(contest.pool.total(), 1))
-    if height >= len(positive):
-        return (loss(positive, contest.negative(slice(None))) * contest.weight).sum()
-
-    def block(part: slice) -> Tensor:
-        return (loss(positive[part], contest.negative(part)) * contest.weight[part]).sum()
-
-    parts = [slice(first, first + height) for first in range(0, len(positive), height)]
-    return torch.stack([checkpoint(block, part, use_reentrant=False) for part in parts]).sum()
-
-
-def _own(draws: list[Draw], positive_ids: Tensor | None) -> tuple[Candidates, Tensor] | None:
-    """The rows' own negatives, without those that are the row's positive."""
-    if not draws:
-        return None
-    row = torch.cat([d.row for d in draws if d.row is not None])
-    candidates = Candidates.concat([d.candidates for d in draws])
-    keep = torch.ones_like(row, dtype=torch.bool) if positive_ids is None else candidates.ids != positive_ids[row]
-    return Candidates(candidates.ids[keep], candidates.vectors[keep]), row[keep]
-
-
-def _exact(vectors: Tensor) -> Tensor:
-    """The loss is taken in float32 at least, whatever the towers' precision."""
-    return vectors if vectors.dtype == torch.float64 else vectors.float()
-
-
-def _cut(candidates: Candidates, width: int) -> Candidates:
-    return replace(candidates, vectors=candidates.vectors[:, :width])
 
 
 def _nobody(like: Candidates) -> Candidates:

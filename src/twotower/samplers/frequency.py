@@ -19,7 +19,7 @@ class Frequency(nn.Module, ABC):
 
     @abstractmethod
     def log_expected_count(self, ids: Tensor, rows: int) -> Tensor:
-        """(M,) log of how often each id is expected in a batch of so many rows; -inf for ids never seen."""
+        """(M,) float64 log of how often each id is expected in a batch of so many rows; -inf for ids never seen."""
 
 
 class CountFrequency(Frequency):
@@ -31,7 +31,7 @@ class CountFrequency(Frequency):
         >>> frequency = CountFrequency()
         >>> frequency.adapt(torch.tensor([5, 3_000_000_000, 5, 5]))
         >>> frequency.log_expected_count(torch.tensor([5, 3_000_000_000, 6]), rows=8).exp()
-        tensor([6., 2., 0.])
+        tensor([6., 2., 0.], dtype=torch.float64)
     """
 
     ids: Tensor
@@ -52,7 +52,7 @@ class CountFrequency(Frequency):
         """Nothing: everything was counted before."""
 
     def log_expected_count(self, ids: Tensor, rows: int) -> Tensor:
-        """(M,) log(rows * count / n), -inf for ids that were not counted.
+        """(M,) float64 log(rows * count / n), -inf for ids that were not counted.
 
         Raises:
             ValueError: nothing was counted yet.
@@ -64,7 +64,7 @@ class CountFrequency(Frequency):
             )
         place = torch.searchsorted(self.ids, ids).clamp(max=len(self.ids) - 1)
         count = torch.where(self.ids[place] == ids, self.counts[place], 0)
-        return (rows * count.double() / self.counts.sum()).log().float()
+        return (rows * count.double() / self.counts.sum()).log()
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""

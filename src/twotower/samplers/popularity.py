@@ -27,7 +27,7 @@ class PopularitySampler(WeightedSampler):
         >>> sampler.adapt(torch.tensor([7, 7, 7, 9]), torch.tensor([7, 8, 9]))
         >>> batch = Candidates(torch.tensor([7]), torch.zeros(1, 3))
         >>> draw = sampler(Step({}, batch.vectors, batch, lambda ids: torch.zeros(len(ids), 3)))
-        >>> draw.log_expected_count(torch.tensor([7, 8, 9])).exp().tolist()
+        >>> draw.log_expected_count(torch.tensor([7, 8, 9])).exp().float().tolist()
         [1.5, 0.0, 0.5]
     """
 

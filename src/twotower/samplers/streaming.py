@@ -83,8 +83,8 @@ class StreamingFrequency(Frequency):
         self.last[hit] = self.step
 
     def log_expected_count(self, ids: Tensor, rows: int) -> Tensor:
-        """(M,) log p, p the probability of being in a batch of the size that was observed; `rows` has no effect."""
-        return -self.gap[self._buckets(ids)].amax(0).log().float()
+        """(M,) float64 log p, p the probability of being in a batch of the size that was observed; `rows` has no effect."""
+        return -self.gap[self._buckets(ids)].amax(0).log()
 
     def _buckets(self, ids: Tensor) -> Tensor:
         """(m, M) the bucket of each id under each hash."""

@@ -52,14 +52,16 @@ class WeightedSampler(CandidateSampler):
         device = step.candidate.ids.device
         if self.unique:
             drawn, log_expected = _draw_distinct(self.log_p, min(self.max_num_samples, len(self.log_p)), self.generator)
+            counts = None
         else:
-            drawn = torch.multinomial(
+            every = torch.multinomial(
                 self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator
             )
+            drawn, counts = every.unique(return_counts=True)
             log_expected = self.log_p + math.log(self.max_num_samples)
-        ids = self.ids[drawn].to(device)
-        known, table = self.ids.to(device), log_expected.float().to(device)
-        return Draw(Candidates(ids, step.encode(ids)), lambda asked: _read(known, table, asked))
+        ids, counts = self.ids[drawn].to(device), None if counts is None else counts.to(device)
+        known, table = self.ids.to(device), log_expected.to(device)
+        return Draw(Candidates(ids, step.encode(ids), counts), lambda asked: _read(known, table, asked))
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""
