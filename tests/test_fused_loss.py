@@ -6,6 +6,8 @@ from torch import Tensor
 
 import twotower as tt
 from tests.worlds import clubs, towers
+from twotower.data.batch import take
+from twotower.distinct import encode_in_parts
 from twotower.losses import fused, fused_softmax, softmax
 from twotower.losses.fused import Hidden, Positives
 
@@ -139,3 +141,58 @@ def test_rows_are_encoded_once_only_where_their_columns_follow_from_the_id() -> 
     with_norm = tt.Encoder(query.schema, tt.MLPBlock([8], normalization="batch_norm"))
     assert with_norm.mixes_rows
     assert not query.mixes_rows
+
+
+def test_encoding_in_parts_changes_nothing_but_how_many_rows_are_held() -> None:
+    """Loss and gradients, also of candidates that a sampler drew; no layer sees more than the rows asked for."""
+    data = clubs()
+    torch.manual_seed(0)
+    query, candidate = towers(data)
+    uniform = tt.UniformSampler(30, seed=1)
+    model = tt.TwoTowerModelV2(query, candidate, negative_samplers=["in-batch", uniform]).adapt(data)
+    batch = tt.sample_batch(data, 300)
+    seen: list[int] = []
+    for tower in (query, candidate):
+        tower.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    results = []
+    for encode_rows in (None, 7):
+        model.compile(encode_rows=encode_rows, table_optimizer="lazy_adam")
+        model.compiled.make_optimizer(model)  # tables give sparse gradients, in several pieces
+        uniform.generator.manual_seed(1)
+        model.zero_grad()
+        seen.clear()
+        value = model.loss(batch)
+        value.backward()
+        results.append([value.detach(), *(p.grad.to_dense() for p in model.parameters() if p.grad is not None)])
+    assert max(seen) == 7
+    assert len(seen) == 2 * (9 + 6 + 5)  # 60 users, 40 items and 30 drawn, forward and again for the gradient
+    for in_parts, whole in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, whole, rtol=2e-5, atol=1e-6)
+
+
+def test_encoding_in_parts_drops_the_same_units_in_both_passes() -> None:
+    data = clubs()
+    query = tt.Encoder(data.schema.select_by_tag(tt.Tags.USER), tt.MLPBlock([16], dropout=0.5))
+    columns = tt.sample_batch(data, 50)
+    results = []
+    for encode in (
+        lambda: encode_in_parts(query, columns, 20),
+        lambda: torch.cat([query(take(columns, part)) for part in torch.arange(50).split(20)]),
+    ):
+        torch.manual_seed(5)
+        query.zero_grad()
+        encode().square().sum().backward()
+        results.append([p.grad.clone() for p in query.parameters() if p.grad is not None])
+    torch.testing.assert_close(*results)
+
+
+def test_encoding_in_parts_refuses_batch_normalisation() -> None:
+    data = clubs()
+    user = tt.Encoder(data.schema.select_by_tag(tt.Tags.USER), tt.MLPBlock([16], normalization="batch_norm"))
+    _, item = towers(data)
+    model = tt.TwoTowerModelV2(user, item).adapt(data)
+    model.compile(encode_rows=10)
+    with pytest.raises(ValueError, match="encode_rows=10 encodes 100 rows in parts, but the tower has batch norm"):
+        model.loss(tt.sample_batch(data, 100))
+    with pytest.raises(ValueError, match="encode_rows must be at least 1, got 0"):
+        model.compile(encode_rows=0)

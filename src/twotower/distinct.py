@@ -1,8 +1,9 @@
-"""Each distinct query and candidate of a batch is encoded once."""
+"""Each distinct query and candidate of a batch is encoded once, and large batches in parts."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from twotower.data.batch import Batch, column, take
 from twotower.data.ragged import Ragged
@@ -13,7 +14,7 @@ Row = Int[Tensor, "B"]
 
 
 def encode_distinct(
-    tower: Tower, batch: Batch, id_name: str | None
+    tower: Tower, batch: Batch, id_name: str | None, rows_at_once: int | None = None
 ) -> tuple[Float[Tensor, "U D"], Row | None, Int[Tensor, "U"]]:
     """The vectors of a tower on a batch, once for each distinct id where the tower's columns follow from the id.
 
@@ -24,6 +25,7 @@ def encode_distinct(
         tower: the tower.
         batch: B rows.
         id_name: the id column; None when there is none to go by.
+        rows_at_once: as in `encode_in_parts`.
 
     Returns:
         The vectors (U, D); which of them each row has (B,), None when row i has vector i; and one row of each (U,).
@@ -33,13 +35,41 @@ def encode_distinct(
     every = torch.arange(len(some), device=some.device)
     ids = batch.get(id_name) if id_name is not None else None
     if not isinstance(ids, Tensor) or ids.ndim != 1 or tower.mixes_rows:
-        return tower(columns), None, every
+        return encode_in_parts(tower, columns, rows_at_once), None, every
     distinct, row = torch.unique(ids, return_inverse=True)
     first = torch.empty_like(distinct).scatter_(0, row, every)
     once = take(columns, first)
     if not all(name == id_name or _same(once[name], row, columns[name]) for name in columns):
-        return tower(columns), None, every
-    return tower(once), row, first
+        return encode_in_parts(tower, columns, rows_at_once), None, every
+    return encode_in_parts(tower, once, rows_at_once), row, first
+
+
+def encode_in_parts(tower: Tower, columns: Batch, rows_at_once: int | None) -> Float[Tensor, "U D"]:
+    """The vectors of a tower on all rows, which holds the activations of no more than some rows at a time.
+
+    For the gradient every part is encoded once more, with the same dropout: a second pass through the tower is the price.
+    The result is that of encoding all rows at once (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory
+    Limited Setup", RepL4NLP 2021, known as GradCache).
+
+    Args:
+        tower: the tower.
+        columns: its columns.
+        rows_at_once: rows of a part; None for all.
+
+    Raises:
+        ValueError: a tower whose rows depend on each other.
+    """
+    size = len(next(iter(columns.values())))
+    if rows_at_once is None or size <= rows_at_once:
+        return tower(columns)
+    if tower.mixes_rows:
+        raise ValueError(
+            f"encode_rows={rows_at_once} encodes {size} rows in parts, but the tower has batch normalisation, which needs "
+            'them all at once. Use normalization="layer_norm", or leave out encode_rows.'
+        )
+    every = torch.arange(size, device=next(iter(columns.values())).device)
+    parts = [take(columns, part) for part in every.split(rows_at_once)]
+    return torch.cat([checkpoint(tower, part, use_reentrant=False) for part in parts])
 
 
 def query_id(tower: Tower) -> str | None:

@@ -22,7 +22,7 @@ def batch_size(batch: Mapping[str, Tensor | Ragged]) -> int:
 
 def take(batch: Mapping[str, Tensor | Ragged], rows: Tensor) -> Batch:
     """The given rows (M,) of every column."""
-    return {name: c.take(rows) if isinstance(c, Ragged) else c[rows] for name, c in batch.items()}
+    return {name: c.take(rows) if isinstance(c, Ragged) else c.index_select(0, rows) for name, c in batch.items()}
 
 
 def to_device(batch: Mapping[str, Tensor | Ragged], device: torch.device | str) -> Batch:

@@ -11,6 +11,7 @@ from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset, Source
 from twotower.data.loader import Loader
+from twotower.distinct import encode_in_parts
 from twotower.encoder import Tower, embeddings_dataset, encode
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
@@ -107,7 +108,8 @@ class RetrievalModelV2(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss under "loss" and, if it has several parts, each part under its name."""
-        step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids)
+        at_once = self.compiled.encode_rows
+        step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids, at_once)
         values = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
         weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=step.query.device)
         total = (torch.stack(list(values.values())) * weights).sum()
@@ -120,11 +122,11 @@ class RetrievalModelV2(nn.Module):
     def _encode_ids(self, ids: Tensor) -> Tensor:
         """The candidate tower on ids alone, their other features from the catalogue."""
         if self.candidate.schema.column_names == [self.candidate_id.name]:
-            return self.candidate({self.candidate_id.name: ids})
+            return encode_in_parts(self.candidate, {self.candidate_id.name: ids}, self.compiled.encode_rows)
         catalog = self._known_catalog("a sampler that draws candidates by id needs their features")
         if catalog.ids.device != ids.device:
             self.catalog = catalog = catalog.to(ids.device)
-        return self.candidate(catalog.lookup(ids))
+        return encode_in_parts(self.candidate, catalog.lookup(ids), self.compiled.encode_rows)
 
     def _known_catalog(self, why: str) -> Catalog:
         if self.catalog is None:
@@ -146,6 +148,7 @@ class RetrievalModelV2(nn.Module):
         learning_rate: float | None = None,
         table_optimizer: str | None = None,
         table_learning_rate: float | None = None,
+        encode_rows: int | None = None,
     ) -> None:
         """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
@@ -160,12 +163,22 @@ class RetrievalModelV2(nn.Module):
                 tables of at least 10,000 rows go with the named optimiser: "lazy_adam" with "adam", "adagrad" and
                 "sgd" with their namesakes, whose result is the same, and dense with the rest.
             table_learning_rate: of the table optimiser; None takes learning_rate.
+            encode_rows: encode at most so many rows at a time, twice each, for towers whose activations would not fit
+                into memory (GradCache); None encodes all at once. The result is the same.
 
         Raises:
             ValueError: an unknown name, or one loss for several outputs.
         """
         self.compiled = check_compiled(
-            self.outputs, optimizer, loss, metrics, loss_weights, learning_rate, table_optimizer, table_learning_rate
+            self.outputs,
+            optimizer,
+            loss,
+            metrics,
+            loss_weights,
+            learning_rate,
+            table_optimizer,
+            table_learning_rate,
+            encode_rows,
         )
         self.optimizer_state = None
 

@@ -69,11 +69,13 @@ def ids_of_queries(query: Tower, train: Dataset) -> Tensor | None:
     return ids.to(next(query.parameters()).device) if isinstance(ids, Tensor) and ids.ndim == 1 else None
 
 
-def make_step(query: Tower, candidate: Tower, candidate_id: str, batch: Batch, encode: EncodeIds) -> Step:
-    """Both towers on the batch, each distinct query and candidate once."""
+def make_step(
+    query: Tower, candidate: Tower, candidate_id: str, batch: Batch, encode: EncodeIds, encode_rows: int | None
+) -> Step:
+    """Both towers on the batch, each distinct query and candidate once, at most `encode_rows` at a time."""
     name = query_id(query)
-    queries, query_row, query_first = encode_distinct(query, batch, name)
-    vectors, row, first = encode_distinct(candidate, batch, candidate_id)
+    queries, query_row, query_first = encode_distinct(query, batch, name, encode_rows)
+    vectors, row, first = encode_distinct(candidate, batch, candidate_id, encode_rows)
     ids = scalar_column(batch, candidate_id)[first]
     counts = None if row is None else torch.bincount(row, minlength=len(ids))
     asked = None if name is None else batch[name]

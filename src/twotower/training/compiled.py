@@ -23,6 +23,7 @@ class Compiled:
     metrics: tuple[RankingMetric, ...] = DEFAULT_METRICS
     table_optimizer: str | None = None
     table_learning_rate: float | None = None
+    encode_rows: int | None = None
 
     def loss_of(self, output: str) -> str | RowLoss | None:
         """The chosen loss of an output, None for its default."""
@@ -46,6 +47,7 @@ def check_compiled(
     learning_rate: float | None,
     table_optimizer: str | None,
     table_learning_rate: float | None,
+    encode_rows: int | None,
 ) -> Compiled:
     """Resolve what the user gave, so that a wrong name fails in compile and not in the first step."""
     by_name = {output.name: output for output in outputs}
@@ -67,6 +69,8 @@ def check_compiled(
         raise ValueError(
             f"table_learning_rate={table_learning_rate} needs a table_optimizer that is not dense, and must be above 0."
         )
+    if encode_rows is not None and encode_rows < 1:
+        raise ValueError(f"encode_rows must be at least 1, got {encode_rows}; None encodes all rows at once.")
     return Compiled(
         optimizer,
         learning_rate,
@@ -75,6 +79,7 @@ def check_compiled(
         resolve_metrics(metrics),
         table_optimizer,
         table_learning_rate,
+        encode_rows,
     )
 
 
