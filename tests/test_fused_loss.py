@@ -81,8 +81,9 @@ def test_fused_is_plain_in_value_and_gradient(
         torch.testing.assert_close(got.double(), expected, rtol=bound, atol=bound * float(expected.abs().max()))
 
 
-def test_in_bfloat16_the_error_is_that_of_rounding_the_vectors() -> None:
+def test_in_bfloat16_the_error_is_that_of_rounding_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Relative to the largest: value within 0.2 %, gradients within 1 %; about what plain autocast gives."""
+    monkeypatch.setattr(fused, "has_bfloat16_products", lambda device: True)
     x = made_up(torch.float32, 1.0, 0.1, queries=150, pool=300, rows=200)
     exact = value_and_gradients(plain, doubled(x))
     with torch.autocast("cpu", torch.bfloat16):
@@ -95,6 +96,15 @@ def test_in_bfloat16_the_error_is_that_of_rounding_the_vectors() -> None:
     assert 1e-7 < value < 2e-3  # bfloat16 was used at all
     assert max(gradients) < 1e-2
     assert max(gradients) < 1.5 * max(error(usual)[1:])
+
+
+def test_a_processor_without_bfloat16_products_takes_them_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "has_bfloat16_products", lambda device: False)
+    x = made_up(torch.float32, 1.0, 0.1, queries=150, pool=300, rows=200)
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = value_and_gradients(fused_loss, x)
+    for got, expected in zip(under_autocast, value_and_gradients(fused_loss, x), strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "bpr", "top1-max"])

@@ -11,7 +11,7 @@ import twotower as tt
 SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
-    "errors", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow", "data.dataset",
+    "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow", "data.dataset",
     "data.columns", "data.preprocessor", "data.splits", "data.histories", "data.loader", "data.catalog",
     "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
     "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",

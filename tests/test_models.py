@@ -1,6 +1,7 @@
 """Models on a world whose answer is known: they learn it, in fit and in a loop of one's own alike."""
 
 import math
+from contextlib import nullcontext
 import warnings
 
 import numpy as np
@@ -268,6 +269,10 @@ def test_sampled_metrics_only_by_name() -> None:
         model.evaluate(train, sampled="batch")
 
 
+on_any_processor = pytest.mark.filterwarnings("ignore:.*without bfloat16 products")
+
+
+@on_any_processor
 def test_options_of_the_trainer_pass_through() -> None:
     train = clubs(rows=600)
     model = two_tower(train)
@@ -334,6 +339,15 @@ def test_resume_after_short_epochs_begins_a_new_one(tmp_path) -> None:  # type: 
     assert rest == whole[3:]
 
 
+def test_bfloat16_on_a_processor_that_makes_it_up_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = clubs(rows=100)
+    for able in (False, True):
+        monkeypatch.setattr("twotower.training.lightning.has_bfloat16_products", lambda device, able=able: able)
+        with pytest.warns(UserWarning, match="bf16-mixed.* many times slower") if not able else nullcontext():
+            two_tower(train).fit(train, batch_size=50, verbose=False, trainer_options={"precision": "bf16-mixed"})
+
+
+@on_any_processor
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
 def test_true_precisions_take_lists(precision: str) -> None:
     data = tt.Preprocessor({"h": tt.Categorical(Tags.USER), "item_id": tt.Categorical(Tags.ITEM_ID)}).fit_transform(

@@ -18,6 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from twotower.devices import has_bfloat16_products
+
 # numbers in a tile: about what a core's cache holds, and what keeps a GPU busy
 TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 MIN_TILE_ROWS = 64
@@ -83,7 +85,8 @@ def fused_softmax(
 ) -> Float[Tensor, ""]:
     """sum_i weight_i * loss_i, with gradients for all vectors and for own.
 
-    Products with the pool are taken in bfloat16 under autocast to bfloat16, all else in the vectors' precision.
+    Products with the pool are taken in bfloat16 under autocast to bfloat16, where the device has them; all else in the
+    vectors' precision.
 
     Args:
         query: (Q, D) distinct queries, already divided by the temperature.
@@ -96,7 +99,8 @@ def fused_softmax(
         workspace: to be used again by the next step.
     """
     device = query.device.type
-    low = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    asked = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+    low = asked and has_bfloat16_products(device)
     absent = torch.full_like(weight, -torch.inf) if own is None else own
     with torch.autocast(device, enabled=False):
         total: Tensor = _FusedSoftmax.apply(

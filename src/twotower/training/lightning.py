@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from twotower.data.batch import Batch, to_device
 from twotower.data.loader import Loader
+from twotower.devices import has_bfloat16_products
 from twotower.errors import unknown
 from twotower.optimizers import clip_gradients, use_dense_gradients
 from twotower.training.compiled import Compiled
@@ -164,6 +165,12 @@ def run(
         if trainer.world_size > 1:
             raise ValueError(
                 f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1."
+            )
+        if trainer.precision.startswith("bf16") and not has_bfloat16_products(trainer.strategy.root_device.type):
+            warnings.warn(
+                f"precision {trainer.precision!r} on a processor without bfloat16 products: it makes them up, many times "
+                "slower than float32. Leave the precision out.",
+                stacklevel=4,
             )
         task = Task(model, loader, batch_metrics, train_metrics_steps)
         model.train()  # a loaded model comes in evaluation mode
