@@ -1,8 +1,8 @@
 """Models on a world whose answer is known: they learn it, in fit and in a loop of one's own alike."""
 
 import math
-from contextlib import nullcontext
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import polars as pl

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import twotower as tt
+from tests.worlds import id_column
 from twotower.candidates import Candidates
+from twotower.samplers import SAMPLERS
 
 NOTHING = Candidates(torch.zeros(1, dtype=torch.int64), torch.zeros(1, 2))
 
@@ -356,3 +358,56 @@ def test_hard_negatives_stand_below_the_top_and_are_refreshed() -> None:
     assert drawn() == [3, 4, 3, 4]
     with pytest.raises(ValueError, match="does not know the catalogue yet"):
         tt.HardNegativeSampler()(step(NOTHING))
+
+
+@pytest.mark.parametrize("correction", ["logq", "corrected"])
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_unknown_items_in_training_rows_are_positives_but_never_drawn(name: str, correction: str) -> None:
+    """The Preprocessor's id for unknown items has no row in the catalogue, and no sampler but the batch knows it."""
+    rows = {"u": [n % 7 for n in range(60)], "i": [n % 9 for n in range(60)], "colour": [n % 3 for n in range(60)]}
+    columns = {
+        "u": tt.Categorical(tt.Tags.USER_ID),
+        "i": tt.Categorical(tt.Tags.ITEM_ID),
+        "colour": tt.Categorical(tt.Tags.ITEM),
+    }
+    preprocessor = tt.Preprocessor(columns).fit(rows)
+    rows["i"][3] = 999
+    data = preprocessor.transform(rows)
+    alone = SAMPLERS[name](data.schema["i"]).warmup_steps == 0
+    model = tt.TwoTowerModelV2(
+        *(tt.Encoder(data.schema.select_by_tag(t), tt.MLPBlock([4])) for t in (tt.Tags.USER, tt.Tags.ITEM)),
+        negative_samplers=name if alone else ["in-batch", name], logq_sampling_correction=correction,
+    )  # fmt: skip
+    drawn: list[int] = []
+    model.outputs[0].negative_samplers[-1].register_forward_hook(
+        lambda m, a, out: drawn.extend(out.candidates.ids.tolist())
+    )
+    with pytest.warns(UserWarning, match="1 rows hold no id or one that the Preprocessor did not know"):
+        history = model.fit(data, batch_size=60, epochs=2, verbose=False)
+    assert history.history["loss"][-1] > 0
+    assert name == "in-batch" or 1 not in drawn
+
+
+def test_samplers_that_all_warm_up_are_an_error() -> None:
+    schema = tt.Schema([id_column("item_id", tt.Tags.ITEM_ID, 9)])
+    with pytest.raises(
+        ValueError, match=r"CrossBatchSampler \(warmup_steps=100\), Hard.* without negatives: use it together"
+    ):
+        tt.ContrastiveOutput(tt.DotProduct(), ["cross-batch", "hard"], schema=schema)
+    tt.ContrastiveOutput(tt.DotProduct(), tt.CrossBatchSampler(warmup_steps=0), schema=schema)
+
+
+def test_an_empty_pool_costs_nothing() -> None:
+    """The first step of a queue without warm-up."""
+    schema = tt.Schema([id_column("item_id", tt.Tags.ITEM_ID, 9)])
+    output = tt.ContrastiveOutput(tt.DotProduct(), tt.CrossBatchSampler(warmup_steps=0), schema=schema)
+    output.adapt(torch.tensor([0, 1]), torch.tensor([0, 1]))
+    vectors = torch.ones(2, 3, requires_grad=True)
+    losses = [
+        output(tt.Step({}, vectors, Candidates(torch.tensor([0, 1]), vectors), lambda ids: vectors)) for _ in "12"
+    ]
+    assert losses[0].item() == 0
+    assert losses[1].item() > 0
+    losses[0].backward()
+    assert vectors.grad is not None
+    assert vectors.grad.abs().sum() == 0

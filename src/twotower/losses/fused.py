@@ -302,6 +302,8 @@ def _common_shift(query: Tensor, pool: Tensor, offset: Tensor) -> float | None:
 
     |score| <= |query| |pool|, which is tight enough for normalised vectors and spares a pass over every tile.
     """
+    if not len(pool) or not len(query):
+        return 0.0
     reach = float(query.norm(dim=1).max() * pool.norm(dim=1).max())
     lowest, highest = (float(value) for value in offset.aminmax())
     return reach + highest if 2 * reach + highest - lowest < SAFE_RANGE else None

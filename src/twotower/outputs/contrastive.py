@@ -39,7 +39,8 @@ class ContrastiveOutput(ModelOutput):
         schema: holds the candidate id column; with one column, or one tagged ITEM_ID.
         logits_temperature: T > 0, or a LearnedTemperature; in training only, predictions are plain dot products.
         logq_sampling_correction: True or "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
-            equation 4) with the summed expected counts of all samplers. "corrected" leaves the positive as it is, since
+            equation 4) with the summed expected counts of all samplers; a positive that none of them can draw stays as it
+            is. "corrected" leaves the positive as it is, since
             it was not sampled, and its row out of the pool's expected counts (Khrylchenko et al., "Correcting the LogQ
             Correction", RecSys 2025, arXiv 2507.09331): the sum is unbiased also for items that fill the batch. (The
             weight 1 - P of the paper is what the gradient of a softmax with its positive in the sum has by itself.)
@@ -194,7 +195,8 @@ class ContrastiveOutput(ModelOutput):
         if self._corrects_positive and shared:
             counts = [d.log_expected_count for d in shared]
             correction = _sum_of_counts(counts, step.candidate.ids).to(query.dtype)
-            positive_offset = rows(logits.correct(torch.zeros_like(correction), correction), step.candidate_row)
+            # what no sampler can draw, such as the Preprocessor's unknown id, was not sampled: it is not corrected
+            positive_offset = rows(-correction.masked_fill(torch.isneginf(correction), 0.0), step.candidate_row)
         elif shared:
             counts = [d.log_expected_negatives or d.log_expected_count for d in shared]
         if self._corrects_pool and shared:

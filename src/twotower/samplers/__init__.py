@@ -42,4 +42,11 @@ def resolve_samplers(samplers: Samplers, candidate_id: ColumnSchema) -> list[Can
     given = [samplers] if isinstance(samplers, (str, CandidateSampler)) else list(samplers)
     if not given:
         raise ValueError(f"a contrastive loss needs negatives: give at least one sampler, such as {sorted(SAMPLERS)}.")
-    return [choose("sampler", s, SAMPLERS)(candidate_id) if isinstance(s, str) else s for s in given]
+    made = [choose("sampler", s, SAMPLERS)(candidate_id) if isinstance(s, str) else s for s in given]
+    if all(sampler.warmup_steps for sampler in made):
+        names = ", ".join(f"{type(s).__name__} (warmup_steps={s.warmup_steps})" for s in made)
+        raise ValueError(
+            f"{names} would leave the first steps without negatives: use it together with 'in-batch', as in "
+            "negative_samplers=['in-batch', ...], or set its warmup_steps to 0."
+        )
+    return made

@@ -13,10 +13,12 @@ class CandidateSampler(nn.Module, ABC):
     A new sampler is one file with a class like this, its name in `samplers.SAMPLERS`, and its line in the contract
     cases of the tests. The expected counts of several samplers add up, so any mix of them is corrected.
 
-    `reads` names the columns of the batch, beside the towers' own, that the sampler reads.
+    `reads` names the columns of the batch, beside the towers' own, that the sampler reads; `warmup_steps` says how many
+    training steps draw nothing.
     """
 
     reads: tuple[str, ...] = ()
+    warmup_steps: int = 0
 
     @abstractmethod
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:

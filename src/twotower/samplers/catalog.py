@@ -19,8 +19,8 @@ class CatalogSampler(CandidateSampler):
         self.ids = torch.empty(0, dtype=torch.int64)
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
-        """Take the catalogue's ids, and those of training rows that it lacks."""
-        self.ids = torch.cat([catalog, ids]).unique()
+        """Take the catalogue's ids."""
+        self.ids = catalog.unique()
 
     def forward(self, step: Step) -> Draw:
         """All candidates."""

@@ -12,6 +12,8 @@ from twotower.samplers.weighted import WeightedSampler
 class PopularitySampler(WeightedSampler):
     """Items drawn by how often they occur in the training data, p_j ~ count_j ** power; or by weights that are given.
 
+    What is not in the catalogue is never drawn, such as the ids of the Preprocessor for missing and unknown items.
+
     Args:
         max_num_samples: N, the size of the pool.
         power: 1 draws as the batch does, 0 all that occur alike, 0.75 as word2vec.
@@ -48,9 +50,9 @@ class PopularitySampler(WeightedSampler):
             self.given = True
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
-        """Count the training ids, unless weights were given."""
+        """Count the training ids that are in the catalogue, unless weights were given."""
         if not self.given:
-            self._take(*torch.unique(ids.cpu(), return_counts=True))
+            self._take(*torch.unique(ids[torch.isin(ids, catalog)].cpu(), return_counts=True))
 
     def _take(self, ids: Tensor, weights: Tensor) -> None:
         if bool((weights < 0).any()) or not bool((weights > 0).any()):
