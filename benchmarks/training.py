@@ -1,63 +1,66 @@
 """How fast the library trains: examples per CPU-second through compile and fit, beside plain PyTorch and other libraries.
 
-Two workloads with ids drawn by a Zipf law and side features that follow from the id:
-  w1: two towers of an id (64 wide), three categories (1,000 values, 16 wide), two numbers, MLP 256-128, L2 norm, T = .05;
-  w2: ids only, 64 wide.
+The workloads stand in `benchmarks/peers/workload.py`.
 
-    python benchmarks/training.py                          # the library and plain PyTorch, in turns
-    python benchmarks/training.py --what rows              # cost of a step against rows of the tables
-    python benchmarks/training.py --what batch             # ... against the batch
-    python benchmarks/training.py --what memory            # peak memory of the loss at batch 65,536
-    python benchmarks/training.py --peer "name=command"    # other libraries: a command that prints a JSON line with ex_s_cpu
+    python benchmarks/training.py                       # the library and plain PyTorch, in turns, on both workloads
+    python benchmarks/training.py --peer "name=command" # other libraries too: see benchmarks/peers
+    python benchmarks/training.py --what rows           # a step against the rows of the tables, 10 thousand to 10 million
+    python benchmarks/training.py --what batch          # ... against the batch, 1 to 64 thousand
+    python benchmarks/training.py --what memory         # memory of the loss and of the towers at batch 65,536
+    python benchmarks/training.py --what parts          # where a step's time goes, and the limit of matrix products
 
-Every run is a process of its own, one thread; contenders take turns, and the best of each one's rounds counts.
+Every run is a process of its own, on one thread; contenders take turns, and the best of each one's rounds counts.
 """
 
 import argparse
 import json
+import os
+import platform
+import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from peers import workload as W
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import twotower as tt
 from twotower import Tags
+from twotower.losses import fused_softmax
+from twotower.losses.fused import Hidden, Positives
 
-CATEGORIES, CATEGORY_WIDTH, ID_WIDTH, WIDTHS, TEMPERATURE = 1000, 16, 64, [256, 128], 0.05
-
-
-# ---- the workload
-
-
-def zipf_ids(rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05) -> np.ndarray:
-    """Ids 0 to size - 1 with weights rank ** -exponent, the ranks scattered over the ids."""
-    share = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
-    rank = np.searchsorted(share / share[-1], rng.random(rows)).clip(max=size - 1)
-    return rng.permutation(size)[rank]
+# ---- the contenders
 
 
-def made_up(workload: str, users: int, items: int, rows: int) -> tt.Dataset:
-    """Interactions with their schema."""
-    rng = np.random.default_rng(0)
-    columns: dict[str, np.ndarray] = {}
+class Ticks(Callback):
+    """From the end of one step to the end of the next: loading, loss, update and the loop."""
+
+    def __init__(self) -> None:
+        self.clock = W.Clock()
+
+    def on_train_batch_end(self, *_: object) -> None:
+        """A step has ended."""
+        self.clock.tick()
+
+
+def made_up(a: argparse.Namespace) -> tt.Dataset:
+    """Interactions for all steps, with their schema."""
+    columns = W.interactions(a.workload, a.users, a.items, (a.warmup + a.steps + 1) * a.batch)
     schema: list[tt.ColumnSchema] = []
-    for side, size, tag, own in (("user", users, Tags.USER, Tags.USER_ID), ("item", items, Tags.ITEM, Tags.ITEM_ID)):
-        ids = zipf_ids(rng, size, rows)
-        columns[f"{side}_id"] = ids
+    sides = (("user", a.users, Tags.USER, Tags.USER_ID), ("item", a.items, Tags.ITEM, Tags.ITEM_ID))
+    for side, size, tag, own in sides:
         schema.append(_ids(f"{side}_id", size, [tag, own, Tags.CATEGORICAL]))
-        for n in range(3 if workload == "w1" else 0):
-            columns[f"{side}_c{n}"] = rng.integers(0, CATEGORIES, size)[ids]
-            schema.append(_ids(f"{side}_c{n}", CATEGORIES, [tag, Tags.CATEGORICAL]))
-        for n in range(2 if workload == "w1" else 0):
-            columns[f"{side}_x{n}"] = rng.standard_normal(size, dtype=np.float32)[ids]
-            schema.append(tt.ColumnSchema(f"{side}_x{n}", tags=[tag, Tags.CONTINUOUS], dtype="float32"))
+        schema += [_ids(name, W.CATEGORIES, [tag, Tags.CATEGORICAL]) for name in W.categories(a.workload, side)]
+        for name in W.numbers(a.workload, side):
+            schema.append(tt.ColumnSchema(name, tags=[tag, Tags.CONTINUOUS], dtype="float32"))
     return tt.Dataset(columns, tt.Schema(schema))
 
 
@@ -66,65 +69,47 @@ def _ids(name: str, size: int, tags: list[Tags]) -> tt.ColumnSchema:
     return tt.ColumnSchema(name, tags=tags, dtype="int64", properties={"domain": domain})
 
 
-# ---- contenders, each in a process of its own
-
-
-class Clock(Callback):
-    """CPU seconds of every step, from the end of one to the end of the next: loading, loss, update and the loop."""
-
-    def __init__(self) -> None:
-        self.ticks: list[float] = []
-
-    def on_train_batch_end(self, *_: object) -> None:
-        self.ticks.append(time.process_time())
-
-
-def library(a: argparse.Namespace) -> list[float]:
-    """The model that a user would write, trained with fit."""
-    data = made_up(a.workload, a.users, a.items, a.rows or (a.warmup + a.steps + 1) * a.batch)
+def two_towers(data: tt.Dataset, a: argparse.Namespace) -> tt.RetrievalModelV2:
+    """The model that a user would write."""
     towers = []
     for tag in (Tags.USER, Tags.ITEM):
         schema = data.schema.select_by_tag(tag)
         if a.workload == "w2":
-            towers.append(tt.EmbeddingEncoder(schema, ID_WIDTH))
+            towers.append(tt.EmbeddingEncoder(schema, W.ID_WIDTH))
             continue
-        widths = {c.name: ID_WIDTH if c.cardinality > CATEGORIES else CATEGORY_WIDTH for c in schema if c.int_domain}
-        categories = schema.select_by_name(list(widths))
-        block = tt.InputBlockV2(schema, categorical=tt.Embeddings(categories, dim=widths))
-        towers.append(tt.Encoder(block, tt.MLPBlock(WIDTHS, no_activation_last_layer=True), post=tt.L2Norm()))
-    model = tt.TwoTowerModelV2(*towers, logits_temperature=TEMPERATURE if a.workload == "w1" else 1.0)
+        widths = {c.name: W.ID_WIDTH if c.name.endswith("_id") else W.CATEGORY_WIDTH for c in schema if c.int_domain}
+        block = tt.InputBlockV2(schema, categorical=tt.Embeddings(schema.select_by_name(list(widths)), dim=widths))
+        towers.append(tt.Encoder(block, tt.MLPBlock(W.WIDTHS, no_activation_last_layer=True), post=tt.L2Norm()))
+    model = tt.TwoTowerModelV2(*towers, logits_temperature=W.TEMPERATURE if a.workload == "w1" else 1.0)
     model.compile(optimizer="adam", learning_rate=1e-3, table_optimizer=a.tables or None)
-    clock = Clock()
-    started = time.process_time()
+    return model
+
+
+def library(a: argparse.Namespace) -> W.Clock:
+    """compile and fit."""
+    data, ticks = made_up(a), Ticks()
     options = {"precision": "bf16-mixed"} if a.precision == "bf16" else {}
-    if a.profile:
-        profile(model, data, a)
-    model.fit(
-        data, batch_size=a.batch, steps_per_epoch=a.warmup + a.steps, callbacks=[clock], verbose=False,
+    two_towers(data, a).fit(
+        data, batch_size=a.batch, steps_per_epoch=a.warmup + a.steps, callbacks=[ticks], verbose=False,
         drop_last=True, trainer_options=options,
     )  # fmt: skip
-    if a.profile:
-        print(f"before the first step: {clock.ticks[0] - started:.1f} s", file=sys.stderr)
-    return np.diff(clock.ticks)[a.warmup - 1 :].tolist()
+    return ticks.clock
 
 
-def profile(model: tt.RetrievalModelV2, data: tt.Dataset, a: argparse.Namespace) -> None:
-    """Operators by their own time, to standard error."""
-    model.adapt(data)
+def library_loop(a: argparse.Namespace) -> W.Clock:
+    """The same steps on batches that lie ready, in the shortest loop: what is left is the step itself."""
+    data, clock = made_up(a), W.Clock()
+    model = two_towers(data, a).adapt(data)
     optimizer = model.compiled.make_optimizer(model)
-    loader = iter(tt.Loader(data, a.batch, schema=model.input_schema))
-    with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16"):
-        for step in range(12):
-            if step == 2:
-                profiler = torch.profiler.profile(with_stack=False)
-                profiler.__enter__()
-            loss = model.loss(next(loader))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    profiler.__exit__(None, None, None)
-    table = profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30, max_name_column_width=40)
-    print(table, file=sys.stderr)
+    batches = [batch for batch, _ in zip(tt.Loader(data, a.batch), range(a.warmup + a.steps), strict=False)]
+    clock.tick()
+    for batch in batches:
+        loss = model.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clock.tick()
+    return clock
 
 
 class PlainTower(nn.Module):
@@ -133,32 +118,32 @@ class PlainTower(nn.Module):
     def __init__(self, side: str, size: int, workload: str) -> None:
         super().__init__()
         self.side, self.workload = side, workload
-        self.id = nn.Embedding(size, ID_WIDTH)
+        self.names, self.numbers = W.categories(workload, side), W.numbers(workload, side)
+        self.id = nn.Embedding(size, W.ID_WIDTH)
+        self.tables = nn.ModuleList(nn.Embedding(W.CATEGORIES, W.CATEGORY_WIDTH) for _ in self.names)
         if workload == "w1":
-            self.categories = nn.ModuleList(nn.Embedding(CATEGORIES, CATEGORY_WIDTH) for _ in range(3))
-            width = ID_WIDTH + 3 * CATEGORY_WIDTH + 2
-            self.mlp = nn.Sequential(nn.Linear(width, WIDTHS[0]), nn.ReLU(), nn.Linear(WIDTHS[0], WIDTHS[1]))
+            width = W.ID_WIDTH + len(self.names) * W.CATEGORY_WIDTH + len(self.numbers)
+            self.mlp = nn.Sequential(nn.Linear(width, W.WIDTHS[0]), nn.ReLU(), nn.Linear(W.WIDTHS[0], W.WIDTHS[1]))
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, D)."""
         x = self.id(batch[f"{self.side}_id"])
         if self.workload == "w2":
             return x
-        parts = [x] + [table(batch[f"{self.side}_c{n}"]) for n, table in enumerate(self.categories)]
-        parts += [batch[f"{self.side}_x{n}"][:, None] for n in range(2)]
+        parts = [x] + [table(batch[name]) for table, name in zip(self.tables, self.names, strict=True)]
+        parts += [batch[name][:, None] for name in self.numbers]
         return F.normalize(self.mlp(torch.cat(parts, 1)), dim=1)
 
 
-def plain_pytorch(a: argparse.Namespace) -> list[float]:
+def plain_pytorch(a: argparse.Namespace) -> W.Clock:
     """Dense Adam, B x B logits with log Q, accidental hits masked: the same loss."""
-    data = made_up(a.workload, a.users, a.items, (a.warmup + a.steps + 1) * a.batch)
-    columns = data.batch()
+    columns = made_up(a).batch()
     query, candidate = PlainTower("user", a.users, a.workload), PlainTower("item", a.items, a.workload)
     optimizer = torch.optim.Adam([*query.parameters(), *candidate.parameters()], lr=1e-3)
-    counts = torch.bincount(columns["item_id"], minlength=a.items)
-    log_q = torch.log(counts / counts.sum())
+    log_q = torch.from_numpy(W.shares(columns["item_id"].numpy(), a.items)).log()
     order = torch.randperm(len(columns["item_id"]))
-    temperature = TEMPERATURE if a.workload == "w1" else 1.0
-    ticks = []
+    temperature = W.TEMPERATURE if a.workload == "w1" else 1.0
+    clock = W.Clock()
     for step in range(a.warmup + a.steps):
         rows = order[step * a.batch : (step + 1) * a.batch]
         batch = {name: column[rows] for name, column in columns.items()}
@@ -169,51 +154,267 @@ def plain_pytorch(a: argparse.Namespace) -> list[float]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ticks.append(time.process_time())
-    return np.diff(ticks)[a.warmup - 1 :].tolist()
+        clock.tick(loss.item())
+    return clock
 
 
-CONTENDERS: dict[str, Callable[[argparse.Namespace], list[float]]] = {"twotower": library, "pytorch": plain_pytorch}
+CONTENDERS: dict[str, Callable[[argparse.Namespace], W.Clock]] = {
+    "twotower": library,
+    "loop": library_loop,
+    "pytorch": plain_pytorch,
+}
 
 
-def contend(a: argparse.Namespace) -> None:
-    """Run one contender here and print its line."""
+# ---- the questions
+
+
+def run(command: list[str]) -> dict[str, float]:
+    """The JSON line that a process prints."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(lines[-1])
+
+
+def own(name: str, **options: object) -> list[str]:
+    """The command of one contender of this file."""
+    given = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return [sys.executable, __file__, "--contender", name, *given]
+
+
+def speed(a: argparse.Namespace) -> list[str]:
+    """Everybody on one workload, round after round."""
+    shared = {"workload": a.workload, "users": a.users, "items": a.items, "batch": a.batch}
+    commands = {
+        "twotower": own("twotower", steps=a.steps, warmup=a.warmup, precision=a.precision, **shared),
+        "plain PyTorch": own("pytorch", steps=a.peer_steps, warmup=2, **shared),
+    }
+    flags = [word for key, value in shared.items() for word in (f"--{key}", str(value))]
+    for peer in a.peer:
+        name, command = peer.split("=", 1)
+        commands[name] = [*shlex.split(command), *flags, "--steps", str(a.peer_steps), "--warmup", "2"]
+    best: dict[str, dict[str, float]] = {}
+    for _ in range(a.rounds):
+        for name, command in commands.items():
+            line = run(command)
+            print(name, line, file=sys.stderr, flush=True)
+            if name not in best or line["ex_s_cpu"] > best[name]["ex_s_cpu"]:
+                best[name] = line
+    first = best["twotower"]["ex_s_cpu"]
+    rows = [
+        f"| {name} | {line['ex_s_cpu']:,.0f} | {line['step_ms']:,.0f} | {first / line['ex_s_cpu']:.1f} | "
+        f"{line['peak_mb']:,.0f} |"
+        for name, line in sorted(best.items(), key=lambda pair: -pair[1]["ex_s_cpu"])
+    ]
+    return [
+        f"{a.workload}: {a.users:,} users x {a.items:,} items, batch {a.batch:,}, best of {a.rounds} rounds",
+        "",
+        "| | examples per CPU-second | ms a step | twotower is faster by | peak MB |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def growth(a: argparse.Namespace, name: str) -> list[str]:
+    """A step against the rows of the tables, or against the batch."""
+    if name == "rows":
+        cases = [{"users": n, "items": n, "batch": a.batch} for n in (10_000, 100_000, 1_000_000, 10_000_000)]
+        cases = [case | {"tables": a.tables or "lazy_adam"} for case in cases]
+    else:
+        cases = [{"users": a.users, "items": a.items, "batch": 2**n} for n in range(10, 17)]
+    best = [float("inf")] * len(cases)
+    memory = [0.0] * len(cases)
+    for _ in range(a.rounds):
+        for place, case in enumerate(cases):
+            line = run(own("twotower", steps=a.steps, warmup=a.warmup, workload=a.workload, **case))
+            print(case, line, file=sys.stderr, flush=True)
+            best[place], memory[place] = min(best[place], line["step_ms"]), line["peak_mb"]
+    rows = [
+        f"| {case['users']:,} | {case['batch']:,} | {ms:,.1f} | {1e3 * case['batch'] / ms:,.0f} | {peak:,.0f} |"
+        for case, ms, peak in zip(cases, best, memory, strict=True)
+    ]
+    return [
+        f"{a.workload}, a step against {name}; dearest over cheapest step: {max(best) / min(best):.2f}",
+        "",
+        "| rows of each id table | batch | ms a step | examples per CPU-second | peak MB |",
+        "|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def memory(a: argparse.Namespace) -> list[str]:
+    """What the fused loss, and towers encoded in parts, take above what is there before; each in a process of its own."""
+    size, width = 65_536, 128
+    rows = []
+    for name in MEMORY:
+        line = run([sys.executable, __file__, "--contender", "memory", "--variant", name])
+        rows.append(f"| {name} | {line['above_mb']:,.0f} | {line['seconds']:.1f} |")
+    return [
+        f"Memory above what was there before, batch {size:,}, D = {width}, nothing repeats",
+        "",
+        "| | MB | CPU seconds |",
+        "|---|---|---|",
+        *rows,
+        f"| (the {size:,} x {size:,} logits alone would take) | {size * size * 4 / 2**20:,.0f} | |",
+    ]
+
+
+def fused_at_65536() -> Callable[[], None]:
+    """Value and gradients of the loss alone."""
+    size, width = 65_536, 128
+    query = F.normalize(torch.randn(size, width), dim=1).mul_(20).requires_grad_()
+    pool = F.normalize(torch.randn(size, width), dim=1).requires_grad_()
+    every = torch.arange(size)
+
+    def step() -> None:
+        positives = Positives(pool, every, every)
+        weight = torch.full((size,), 1 / size)
+        fused_softmax(query, positives, pool, torch.zeros(size), Hidden(every, every), weight).backward()
+
+    return step
+
+
+def deep_towers(encode_rows: int | None) -> Callable[[], None]:
+    """A step of two towers whose activations are larger than the loss."""
+    size, width = 65_536, 128
+    columns = {"user_id": np.arange(size), "item_id": np.arange(size)}
+    own_ids = (("user_id", Tags.USER_ID), ("item_id", Tags.ITEM_ID))
+    schema = tt.Schema([_ids(name, size, [tag, Tags.CATEGORICAL]) for name, tag in own_ids])
+    data = tt.Dataset(columns, schema)
+    towers = [
+        tt.Encoder(
+            tt.InputBlockV2(schema.select_by_tag(tag), categorical=tt.Embeddings(schema.select_by_tag(tag), dim=width)),
+            tt.MLPBlock([512] * 4 + [width], no_activation_last_layer=True), post=tt.L2Norm(),
+        )
+        for _, tag in own_ids
+    ]  # fmt: skip
+    model = tt.TwoTowerModelV2(*towers, logits_temperature=0.05).adapt(data)
+    model.compile(encode_rows=encode_rows)
+    model.compiled.make_optimizer(model)
+    batch = data.batch()
+    return lambda: model.loss(batch).backward()
+
+
+MEMORY: dict[str, Callable[[], Callable[[], None]]] = {
+    "the loss": fused_at_65536,
+    "a step of towers [512, 512, 512, 512, 128], all rows at once": lambda: deep_towers(None),
+    "the same with encode_rows=8192": lambda: deep_towers(8192),
+}
+
+
+def measure_memory(name: str) -> None:
+    """Print the peak of one case above the memory before it."""
+    step = MEMORY[name]()
+    torch.randn(64, 64) @ torch.randn(64, 64)  # libraries are loaded
+    Path("/proc/self/clear_refs").write_text("5")
+    before, started = _status("VmRSS"), time.process_time()
+    step()
+    print(json.dumps({"above_mb": _status("VmHWM") - before, "seconds": time.process_time() - started}))
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def parts(a: argparse.Namespace) -> list[str]:
+    """Products that the step cannot do without, at this machine's rate; the step alone; the step with loop and loading."""
+    shared = {"workload": a.workload, "users": a.users, "items": a.items, "batch": a.batch, "steps": a.steps}
+    fit_ms, loop_ms = float("inf"), float("inf")
+    for _ in range(a.rounds):
+        fit_ms = min(fit_ms, run(own("twotower", **shared))["step_ms"])
+        loop_ms = min(loop_ms, run(own("loop", **shared))["step_ms"])
+    columns = W.interactions(a.workload, a.users, a.items, (a.steps + 1) * a.batch)
+    distinct = {
+        side: statistics.mean(
+            len(np.unique(columns[f"{side}_id"][n * a.batch : (n + 1) * a.batch])) for n in range(a.steps)
+        )
+        for side in W.SIDES
+    }
+    width = W.WIDTHS[-1] if a.workload == "w1" else W.ID_WIDTH
+    loss = 3 * 2 * distinct["user"] * distinct["item"] * width
+    inputs = W.ID_WIDTH + 3 * W.CATEGORY_WIDTH + 2
+    weights = inputs * W.WIDTHS[0] + W.WIDTHS[0] * W.WIDTHS[1]
+    towers = 3 * 2 * sum(distinct.values()) * weights if a.workload == "w1" else 0.0
+    rate = matrix_rate(int(distinct["item"]), width)
+    least = 1e3 * (loss + towers) / rate
+    return [
+        f"{a.workload}, batch {a.batch:,}: {distinct['user']:,.0f} distinct queries and {distinct['item']:,.0f} candidates "
+        f"of {a.batch:,} rows",
+        "",
+        "| | ms | of the step through fit |",
+        "|---|---|---|",
+        f"| matrix products at {rate / 1e9:.0f} GFLOP/s, the rate of one product of the loss's shape | {least:.1f} | "
+        f"{least / fit_ms:.0%} |",
+        f"| &nbsp; of the loss, {loss / 1e9:.1f} GFLOP | {1e3 * loss / rate:.1f} | {1e3 * loss / rate / fit_ms:.0%} |",
+        f"| &nbsp; of the towers, {towers / 1e9:.1f} GFLOP | {1e3 * towers / rate:.1f} | {1e3 * towers / rate / fit_ms:.0%} |",
+        f"| the rest of the step: exponentials, masks, lookups, distinct ids, update | {loop_ms - least:.1f} | "
+        f"{(loop_ms - least) / fit_ms:.0%} |",
+        f"| the loop and the loading of data | {fit_ms - loop_ms:.1f} | {(fit_ms - loop_ms) / fit_ms:.0%} |",
+        f"| a step through fit | {fit_ms:.1f} | |",
+    ]
+
+
+def matrix_rate(pool: int, width: int) -> float:
+    """Floating-point operations per CPU-second of a tile's product with the pool, best of 20."""
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    seconds = CONTENDERS[a.contender](a)
-    step = statistics.median(seconds)
-    print(json.dumps({"ex_s_cpu": round(a.batch / step), "step_ms": round(1e3 * step, 2), "peak_mb": round(peak_mb())}))
+    query, candidates = torch.randn(512, width), torch.randn(pool, width)
+    out = torch.empty(512, pool)
+    seconds = []
+    for _ in range(20):
+        started = time.process_time()
+        torch.mm(query, candidates.T, out=out)
+        seconds.append(time.process_time() - started)
+    return 2 * 512 * width * pool / min(seconds)
 
 
-def peak_mb() -> float:
-    """The largest resident size so far."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+# ---- the command line
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--what", choices=["speed", "rows", "batch", "memory"], default="speed")
-    p.add_argument("--contender", choices=CONTENDERS, help="run this one alone, here")
-    p.add_argument("--workload", choices=["w1", "w2"], default="w1")
-    p.add_argument("--users", type=int, default=1_000_000)
-    p.add_argument("--items", type=int, default=1_000_000)
-    p.add_argument("--rows", type=int, default=0, help="interactions; as many as the steps need by default")
-    p.add_argument("--batch", type=int, default=8192)
-    p.add_argument("--steps", type=int, default=20)
-    p.add_argument("--warmup", type=int, default=4)
-    p.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
+    """The workload's options and this script's."""
+    p = W.parser(__doc__)
+    p.add_argument("--what", choices=["speed", "rows", "batch", "memory", "parts"], default="speed")
+    p.add_argument("--contender", choices=[*CONTENDERS, "memory"], help="run this one alone, here")
+    p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     p.add_argument("--tables", default="", help="table_optimizer of compile")
-    p.add_argument("--profile", action="store_true")
-    p.add_argument("--rounds", type=int, default=2)
+    p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--peer", action="append", default=[], help="name=command")
+    p.add_argument("--peer-steps", type=int, default=6, help="steps of everybody else, after 2 to warm up")
     p.add_argument("--out", type=Path, help="append the results here, as Markdown")
     return p
 
 
+def machine() -> str:
+    """What it ran on."""
+    able = [name for name, value in torch.cpu.get_capabilities().items() if value is True and "avx" in name]
+    return (
+        f"{datetime.now(timezone.utc):%Y-%m-%d}. twotower {tt.__version__}, PyTorch {torch.__version__}, Python "
+        f"{platform.python_version()}, one thread of {os.cpu_count()} on {platform.machine()} ({', '.join(able)})."
+    )
+
+
+def main() -> None:
+    """Answer one question, or run one contender."""
+    a = parser().parse_args()
+    if a.contender:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        if a.contender == "memory":
+            measure_memory(a.variant)
+        else:
+            CONTENDERS[a.contender](a).report(a)
+        return
+    answers = {"speed": speed, "memory": memory, "parts": parts}
+    text = answers[a.what](a) if a.what in answers else growth(a, a.what)
+    whole = "\n".join([*text, "", machine(), "", ""])
+    print(whole)
+    if a.out:
+        with a.out.open("a") as file:
+            file.write(whole)
+
+
 if __name__ == "__main__":
-    arguments = parser().parse_args()
-    if arguments.contender:
-        contend(arguments)
+    main()
