@@ -53,7 +53,7 @@ class Ticks(Callback):
 
 def made_up(a: argparse.Namespace) -> tt.Dataset:
     """Interactions for all steps, with their schema."""
-    columns = W.interactions(a.workload, a.users, a.items, (a.warmup + a.steps + 1) * a.batch)
+    columns = W.interactions(a.workload, a.users, a.items, (a.warmup + a.steps + 1) * a.batch, a.occurring)
     schema: list[tt.ColumnSchema] = []
     sides = (("user", a.users, Tags.USER, Tags.USER_ID), ("item", a.items, Tags.ITEM, Tags.ITEM_ID))
     for side, size, tag, own in sides:
@@ -221,7 +221,8 @@ def growth(a: argparse.Namespace, name: str) -> list[str]:
     """A step against the rows of the tables, or against the batch."""
     if name == "rows":
         cases = [{"users": n, "items": n, "batch": a.batch} for n in (10_000, 100_000, 1_000_000, 10_000_000)]
-        cases = [case | {"tables": a.tables or "lazy_adam"} for case in cases]
+        # the same ten thousand ids occur, scattered over ever larger tables: only the tables grow
+        cases = [case | {"occurring": 10_000, "tables": a.tables or "lazy_adam"} for case in cases]
     else:
         cases = [{"users": a.users, "items": a.items, "batch": 2**n} for n in range(10, 17)]
     best = [float("inf")] * len(cases)
@@ -380,6 +381,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--contender", choices=[*CONTENDERS, "memory"], help="run this one alone, here")
     p.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     p.add_argument("--tables", default="", help="table_optimizer of compile")
+    p.add_argument("--occurring", type=int, default=None, help="ids of each side that occur at all; any by default")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--peer", action="append", default=[], help="name=command")
     p.add_argument("--peer-steps", type=int, default=6, help="steps of everybody else, after 2 to warm up")

@@ -16,10 +16,13 @@ CATEGORIES, CATEGORY_WIDTH, ID_WIDTH, WIDTHS, TEMPERATURE = 1000, 16, 64, [256, 
 SIDES = ("user", "item")
 
 
-def zipf_ids(rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05) -> np.ndarray:
-    """Ids 0 to size - 1 with weights rank ** -exponent, the ranks scattered over the ids."""
-    share = np.cumsum(np.arange(1, size + 1, dtype=np.float64) ** -exponent)
-    rank = np.searchsorted(share / share[-1], rng.random(rows)).clip(max=size - 1)
+def zipf_ids(
+    rng: np.random.Generator, size: int, rows: int, exponent: float = 1.05, occurring: int | None = None
+) -> np.ndarray:
+    """Ids 0 to size - 1, or so many `occurring` ones among them, with weights rank ** -exponent, scattered over the ids."""
+    ranks = occurring or size
+    share = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -exponent)
+    rank = np.searchsorted(share / share[-1], rng.random(rows)).clip(max=ranks - 1)
     return rng.permutation(size)[rank]
 
 
@@ -33,12 +36,14 @@ def numbers(workload: str, side: str) -> list[str]:
     return [f"{side}_x{n}" for n in range(2 if workload == "w1" else 0)]
 
 
-def interactions(workload: str, users: int, items: int, rows: int) -> dict[str, np.ndarray]:
+def interactions(
+    workload: str, users: int, items: int, rows: int, occurring: int | None = None
+) -> dict[str, np.ndarray]:
     """One array for each column."""
     rng = np.random.default_rng(0)
     columns: dict[str, np.ndarray] = {}
     for side, size in zip(SIDES, (users, items), strict=True):
-        ids = columns[f"{side}_id"] = zipf_ids(rng, size, rows)
+        ids = columns[f"{side}_id"] = zipf_ids(rng, size, rows, occurring=occurring)
         for name in categories(workload, side):
             columns[name] = rng.integers(0, CATEGORIES, size)[ids]
         for name in numbers(workload, side):
