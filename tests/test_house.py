@@ -12,7 +12,7 @@ SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
     "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow", "data.dataset",
-    "data.columns", "data.preprocessor", "data.splits", "data.histories", "data.loader", "data.catalog",
+    "data.columns", "data.preprocessor", "data.splits", "data.leaks", "data.histories", "data.loader", "data.catalog",
     "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
     "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",
     "losses.pairwise", "losses.pointwise", "losses.fused", "losses", "samplers.base", "samplers.frequency",
@@ -69,14 +69,15 @@ PUBLIC = [
     "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency",
     "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
     "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency", "HardNegativeSampler", "History",
-    "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LearnedTemperature", "Loader", "MLPBlock", "MRRAt",
-    "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2",
-    "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric",
-    "RecallAt", "RegressionOutput", "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency",
-    "TagSet", "Tags", "Text", "TopK", "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
-    "YoutubeDNNRetrievalModelV2", "build_histories", "create_categorical_column", "create_continuous_column",
-    "infer_embedding_dim", "latest_histories", "load_bundle", "load_movietweetings", "load_schema",
-    "make_optimizer", "sample_batch", "save_bundle", "save_schema", "split_by_time", "unique_rows_by_features",
+    "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature", "Loader",
+    "MLPBlock", "MRRAt", "MatrixFactorizationModelV2", "MovieTweetings", "NDCGAt", "Numeric",
+    "PopularityBasedSamplerV2", "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings",
+    "Ragged", "RankingMetric", "RecallAt", "RegressionOutput", "RetrievalModelV2", "Retriever", "Schema", "Step",
+    "StreamingFrequency", "TagSet", "Tags", "Text", "TopK", "TopKEncoder", "TwoTowerModel", "TwoTowerModelV2",
+    "UniformSampler", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "create_categorical_column",
+    "create_continuous_column", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out",
+    "load_bundle", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
+    "save_schema", "split_at_random", "split_by_time", "split_by_user", "unique_rows_by_features",
 ]  # fmt: skip
 
 

@@ -11,11 +11,12 @@ from twotower.data.catalog import Catalog
 from twotower.data.columns import Categorical, Numeric, Text
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
+from twotower.data.leaks import LeakWarning, check_leaks
 from twotower.data.loader import Loader
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
-from twotower.data.splits import split_by_time
+from twotower.data.splits import k_core, leave_last_out, split_at_random, split_by_time, split_by_user
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.indexes.exact import ExactIndex
 from twotower.logits import LearnedTemperature
@@ -91,6 +92,7 @@ __all__ = [
     "InBatchSamplerV2",
     "InputBlockV2",
     "L2Norm",
+    "LeakWarning",
     "LearnedTemperature",
     "Loader",
     "MLPBlock",
@@ -123,10 +125,13 @@ __all__ = [
     "UniformSampler",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
+    "check_leaks",
     "create_categorical_column",
     "create_continuous_column",
     "infer_embedding_dim",
+    "k_core",
     "latest_histories",
+    "leave_last_out",
     "load_bundle",
     "load_movietweetings",
     "load_schema",
@@ -134,6 +139,8 @@ __all__ = [
     "sample_batch",
     "save_bundle",
     "save_schema",
+    "split_at_random",
     "split_by_time",
+    "split_by_user",
     "unique_rows_by_features",
 ]

@@ -1,8 +1,12 @@
 """Splits and histories against a slow loop: no future in any history."""
 
+import math
+from collections import Counter
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import twotower as tt
 
@@ -28,6 +32,139 @@ def test_split_errors() -> None:
         tt.split_by_time({"t": [1, 1]}, "t", 0.5)
     with pytest.raises(ValueError, match="column 't' has 1 nulls"):
         tt.split_by_time({"t": [1, None]}, "t", 0.5)
+
+
+def by_user(rows: list[dict[str, int]]) -> dict[int, list[int]]:
+    """The places of each user's events, oldest first; of one moment in the order of the table."""
+    found: dict[int, list[int]] = {}
+    for place in sorted(range(len(rows)), key=lambda i: (rows[i]["t"], i)):
+        found.setdefault(rows[place]["user"], []).append(place)
+    return found
+
+
+NUMBERED = EVENTS.with_row_index("n")
+
+
+@pytest.mark.parametrize("last", [1, 3, 25])
+def test_leave_last_out_by_loop(last: int) -> None:
+    train, test = tt.leave_last_out(NUMBERED, "user", "t", last)
+    places = by_user(EVENTS.to_dicts())
+    expected = sorted(n for own in places.values() if len(own) > last for n in own[-last:])
+    assert test["n"].to_list() == expected
+    assert sorted(train["n"].to_list() + expected) == list(range(300))
+    assert train["n"].is_sorted()
+
+
+@pytest.mark.parametrize("time", ["t", None])
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.01])
+def test_split_by_user_by_loop(time: str | None, fraction: float) -> None:
+    places = by_user(EVENTS.to_dicts())
+    share = {user: math.floor(len(own) * fraction + 1e-9) for user, own in places.items()}
+    if fraction == 0.01:  # no user has a hundred events
+        with pytest.raises(ValueError, match="leaves one part of 300 events empty"):
+            tt.split_by_user(EVENTS, "user", fraction, time=time)
+        return
+    train, test = tt.split_by_user(NUMBERED, "user", fraction, time=time)
+    assert dict(test["user"].value_counts().iter_rows()) == share
+    assert sorted(train["n"].to_list() + test["n"].to_list()) == list(range(300))
+    if time is not None:
+        assert test["n"].to_list() == sorted(n for user, own in places.items() for n in own[len(own) - share[user] :])
+    else:
+        again, other = (tt.split_by_user(NUMBERED, "user", fraction, seed=seed)[1] for seed in (0, 1))
+        assert test.equals(again)
+        assert not test.equals(other)
+
+
+def test_five_events_and_a_fifth_of_them() -> None:
+    """0.2 * 5 is not quite 1 for every way of multiplying."""
+    events = {"user": [1] * 5 + [2] * 4, "t": list(range(9))}
+    assert tt.split_by_user(events, "user", 0.2, time="t")[1]["t"].to_list() == [4]
+
+
+def test_split_at_random_takes_whole_events_alike() -> None:
+    chosen = torch.zeros(50)
+    for seed in range(400):
+        train, test = tt.split_at_random({"n": list(range(50))}, 0.1, seed)
+        assert sorted(train["n"].to_list() + test["n"].to_list()) == list(range(50))
+        assert len(test) == 5
+        chosen[test["n"].to_list()] += 1
+    assert (chosen / 400 - 0.1).abs().max() < 4 * (0.1 * 0.9 / 400) ** 0.5
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_k_core_by_loop(k: int) -> None:
+    rng = np.random.default_rng(1)
+    rows = list(zip(rng.integers(0, 60, 200).tolist(), rng.integers(0, 60, 200).tolist(), strict=True))
+    kept = list(rows)
+    while True:
+        users, items = Counter(u for u, _ in kept), Counter(i for _, i in kept)
+        fewer = [(u, i) for u, i in kept if users[u] >= k and items[i] >= k]
+        if len(fewer) == len(kept):
+            break
+        kept = fewer
+    got = tt.k_core({"u": [u for u, _ in rows], "i": [i for _, i in rows]}, user="u", item="i", k=k)
+    assert got.rows() == kept
+    with pytest.raises(ValueError, match="no event is left in the 50-core: lower k"):
+        tt.k_core({"u": [1], "i": [1]}, user="u", item="i", k=50)
+
+
+def test_new_splits_refuse_what_they_cannot_place() -> None:
+    for split in (
+        lambda e: tt.leave_last_out(e, "user", "t"),
+        lambda e: tt.split_by_user(e, "user", time="t"),
+        lambda e: tt.k_core(e, user="user", item="t"),
+    ):
+        with pytest.raises(ValueError, match="unknown column 'user'"):
+            split({"usr": [1], "t": [1]})
+        with pytest.raises(ValueError, match="column 't' has 1 nulls"):
+            split({"user": [1, 1], "t": [1, None]})
+        with pytest.raises(ValueError, match="column 't' holds nan"):
+            split({"user": [1, 1], "t": [1.0, float("nan")]})
+    with pytest.raises(ValueError, match="last >= 1, got 0"):
+        tt.leave_last_out(EVENTS, "user", "t", 0)
+
+
+CLEAN_TRAIN = {"u": [1, 1, 2], "i": [5, 6, 5], "t": [1, 2, 3], "h": [[], [5], []], "born": [0, 1, 0]}
+CLEAN_TEST = {"u": [1, 2], "i": [7, 8], "t": [10, 11], "h": [[5, 6], [5]], "born": [9, 0]}
+COLUMNS = {"user": "u", "item": "i", "time": "t", "history": "h", "known_since": ["born"]}
+
+
+def test_clean_parts_leak_nothing() -> None:
+    assert tt.check_leaks(CLEAN_TRAIN, CLEAN_TEST, **COLUMNS) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "finding"),
+    [
+        (
+            "test",
+            {"i": [6, 8], "h": [[], [5]]},
+            r"1 of 2 test events \(50.0 %\) have a user and item that stand in train too",
+        ),
+        (
+            "train",
+            {"t": [1, 12, 3]},
+            r"1 of 3 train events \(33.3 %\) are later than the first test event of their user",
+        ),
+        ("train", {"t": [1, 2, 10.5]}, r"1 of 3 train events .* are later than the first test event of anybody"),
+        ("test", {"h": [[5, 7], [5]]}, r"1 of 2 test events .* have their own item in 'h'"),
+        ("train", {"born": [0, 3, 0]}, r"1 of 3 train events .* have a 'born' after their own 't'"),
+    ],
+)
+def test_each_leak_is_found_and_named(part: str, change: dict[str, list[object]], finding: str) -> None:
+    train, test = CLEAN_TRAIN | (change if part == "train" else {}), CLEAN_TEST | (change if part == "test" else {})
+    with pytest.warns(tt.LeakWarning, match=finding):
+        found = tt.check_leaks(train, test, **COLUMNS)
+    assert len(found) == 1
+
+
+def test_leak_checks_need_their_columns() -> None:
+    with pytest.raises(ValueError, match="unknown column 'when'"):
+        tt.check_leaks(CLEAN_TRAIN, CLEAN_TEST, user="u", item="i", time="when")
+    with pytest.raises(ValueError, match="unknown column 'past'"):
+        tt.check_leaks(CLEAN_TRAIN, CLEAN_TEST, user="u", item="i", history="past")
+    with pytest.raises(ValueError, match="give time=<its column> too"):
+        tt.check_leaks(CLEAN_TRAIN, CLEAN_TEST, user="u", item="i", known_since=["born"])
 
 
 @pytest.mark.parametrize("length", [1, 3, 100])
