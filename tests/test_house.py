@@ -11,14 +11,15 @@ import twotower as tt
 SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
-    "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow", "data.dataset",
-    "data.columns", "data.preprocessor", "data.splits", "data.leaks", "data.histories", "data.loader", "data.catalog",
-    "data.sources", "blocks.initializers", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross",
-    "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates", "logits", "losses.softmax",
-    "losses.pairwise", "losses.pointwise", "losses.fused", "losses", "samplers.base", "samplers.frequency",
-    "samplers.streaming", "samplers.in_batch", "samplers.weighted", "samplers.popularity", "samplers.uniform",
-    "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base",
-    "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
+    "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
+    "data.parquet", "data.dataset", "data.columns", "data.preprocessor", "data.splits", "data.leaks",
+    "data.histories", "data.stream", "data.loader", "data.catalog", "data.sources", "blocks.initializers",
+    "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
+    "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
+    "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch",
+    "samplers.weighted", "samplers.popularity", "samplers.uniform", "samplers.catalog", "samplers.cross_batch",
+    "samplers.explicit", "samplers.hard", "samplers", "outputs.base", "outputs.known", "outputs.contest",
+    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
     "optimizers.clipping", "optimizers", "training.compiled", "training.history", "training.lightning",
     "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
     "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",

@@ -1,6 +1,6 @@
 """A batch is a dict of columns: a tensor for scalars and fixed lists, a Ragged for lists."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ def batch_size(batch: Mapping[str, Tensor | Ragged]) -> int:
 def take(batch: Mapping[str, Tensor | Ragged], rows: Tensor) -> Batch:
     """The given rows (M,) of every column."""
     return {name: c.take(rows) if isinstance(c, Ragged) else c.index_select(0, rows) for name, c in batch.items()}
+
+
+def concat(batches: Sequence[Mapping[str, Tensor | Ragged]]) -> Batch:
+    """The rows of all batches, in order."""
+    if len(batches) == 1:
+        return dict(batches[0])
+    return {name: _joined([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def _joined(columns: list[Tensor | Ragged]) -> Tensor | Ragged:
+    ragged = [c for c in columns if isinstance(c, Ragged)]
+    return Ragged.concat(ragged) if ragged else torch.cat([c for c in columns if isinstance(c, Tensor)])
 
 
 def to_device(batch: Mapping[str, Tensor | Ragged], device: torch.device | str) -> Batch:

@@ -34,8 +34,8 @@ class Catalog:
         are missing or outside the Preprocessor's vocabulary, since those are no candidate that could be recommended.
         """
         names = list(dict.fromkeys([id_name, *schema.column_names]))
-        frame = _known(dataset.select(names).to_polars(), id_name, dataset.schema[id_name].properties.get("unknown_id"))
-        distinct = frame.unique(maintain_order=True)
+        unknown_id = dataset.schema[id_name].properties.get("unknown_id")
+        distinct = _distinct(dataset, names, id_name, unknown_id)
         first = distinct.unique([id_name], keep="first", maintain_order=True).sort(id_name)
         if len(distinct) > len(first):
             warnings.warn(
@@ -80,15 +80,18 @@ class Catalog:
         return take(self.features, rows)
 
 
-def _known(frame: pl.DataFrame, id_name: str, unknown_id: int | None) -> pl.DataFrame:
-    """The rows whose id is one candidate's own; the Preprocessor's missing and unknown ids are anybody's."""
-    if unknown_id is None:
-        return frame
-    kept = frame.filter(pl.col(id_name) > unknown_id)
-    if len(kept) < len(frame):
+def _distinct(dataset: Dataset, names: list[str], id_name: str, unknown_id: int | None) -> pl.DataFrame:
+    """The distinct rows, part after part, less those of the Preprocessor's missing and unknown ids: they are anybody's."""
+    found, left_out = None, 0
+    for frame in dataset.frames(names):
+        kept = frame if unknown_id is None else frame.filter(pl.col(id_name) > unknown_id)
+        left_out += len(frame) - len(kept)
+        found = (kept if found is None else pl.concat([found, kept])).unique(maintain_order=True)
+    if left_out:
         warnings.warn(
-            f"{len(frame) - len(kept)} rows hold no id or one that the Preprocessor did not know in {id_name!r}; they are "
+            f"{left_out} rows hold no id or one that the Preprocessor did not know in {id_name!r}; they are "
             "not in the catalogue. Fit the Preprocessor on the table of all candidates to know them.",
             stacklevel=4,
         )
-    return kept
+    assert found is not None  # a dataset has at least one part
+    return found

@@ -1,8 +1,7 @@
 """Dataset: a table and its Schema; from Parquet, Arrow, Polars, pandas or a dict."""
 
-import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
@@ -13,6 +12,7 @@ import torch
 
 from twotower.data.arrow import to_batch
 from twotower.data.batch import Batch
+from twotower.data.parquet import ParquetFiles, parquet_files
 from twotower.errors import unknown
 from twotower.files import PathLike, written_aside
 from twotower.schema import Schema, Tags, schema_from_arrow
@@ -34,8 +34,10 @@ Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], "D
 class Dataset:
     """A table of interactions, users or items, with the Schema that says how to read it.
 
+    Files are opened by their footers; rows are read when they are asked for, and only the columns that are.
+
     Args:
-        source: path of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
+        source: path or URL of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
             table, a dict of columns, or another Dataset.
         schema: the columns to read as features. Without it: the schema file stored beside the data
             (`.merlin/schema.json` or `schema.pbtxt`), else names and types alone, without tags or domains.
@@ -50,22 +52,36 @@ class Dataset:
     """
 
     def __init__(self, source: Source, schema: Schema | None = None) -> None:
-        self.table, stored = _read(source)
+        held, stored = _read(source)
+        self.files = held if isinstance(held, ParquetFiles) else None
+        self._table = held if isinstance(held, pa.Table) else None
         known = stored if schema is None else schema
-        self.schema = schema_from_arrow(self.table.schema) if known is None else known
+        self.schema = schema_from_arrow(held.schema) if known is None else known
         for name in self.schema.column_names:
-            if name not in self.table.column_names:
+            if name not in self.column_names:
                 raise ValueError(
-                    f"the schema names a column that the data lacks. {unknown('column', name, self.table.column_names)}"
+                    f"the schema names a column that the data lacks. {unknown('column', name, self.column_names)}"
                 )
 
     @property
+    def table(self) -> pa.Table:
+        """All rows and columns, read from the files at the first call."""
+        if self._table is None:
+            assert self.files is not None
+            self._table = self.files.read()
+        return self._table
+
+    @property
     def num_rows(self) -> int:
-        return int(self.table.num_rows)
+        return int(self._table.num_rows) if self._table is not None else self._stored().num_rows
 
     @property
     def column_names(self) -> list[str]:
-        return list(self.table.column_names)
+        return list(self._table.column_names if self._table is not None else self._stored().schema.names)
+
+    def _stored(self) -> ParquetFiles:
+        assert self.files is not None  # a dataset has a table or files
+        return self.files
 
     def __len__(self) -> int:
         return self.num_rows
@@ -78,14 +94,25 @@ class Dataset:
         chosen = [columns] if isinstance(columns, str) else columns
         names = chosen.column_names if isinstance(chosen, Schema) else list(chosen)
         for name in names:
-            if name not in self.table.column_names:
-                raise ValueError(unknown("column", name, self.table.column_names))
+            if name not in self.column_names:
+                raise ValueError(unknown("column", name, self.column_names))
         kept = [name for name in names if name in self.schema]
-        return Dataset(self.table.select(names), columns if isinstance(columns, Schema) else self.schema[kept])
+        return Dataset(self._columns(names), columns if isinstance(columns, Schema) else self.schema[kept])
+
+    def frames(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+        """Some columns as Polars frames that together hold all rows: one of a table, one for each row group of files."""
+        if self._table is not None:
+            yield _frame(self._table.select(columns))
+            return
+        for group in self._stored().groups:
+            yield _frame(self._stored().read_group(group, columns))
+
+    def _columns(self, names: list[str]) -> pa.Table:
+        return self._table.select(names) if self._table is not None else self._stored().read(names)
 
     def with_schema(self, schema: Schema) -> "Dataset":
-        """The same table read with another schema."""
-        return Dataset(self.table, schema)
+        """The same rows read with another schema."""
+        return Dataset(self, schema)
 
     def head(self, rows: int = 5) -> "Dataset":
         """The first rows."""
@@ -95,15 +122,13 @@ class Dataset:
         """The columns of the schema as tensors, all rows at once."""
         wanted = self.schema if schema is None else schema
         for name in wanted.column_names:
-            if name not in self.table.column_names:
-                raise ValueError(f"the data lacks a column. {unknown('column', name, self.table.column_names)}")
-        return to_batch(self.table, wanted)
+            if name not in self.column_names:
+                raise ValueError(f"the data lacks a column. {unknown('column', name, self.column_names)}")
+        return to_batch(self._columns(wanted.column_names), wanted)
 
     def to_polars(self) -> pl.DataFrame:
         """A Polars frame over the same memory."""
-        frame = pl.from_arrow(self.table)
-        assert isinstance(frame, pl.DataFrame)  # a table, not a single column
-        return frame
+        return _frame(self.table)
 
     def to_pandas(self) -> "pd.DataFrame":
         """A pandas frame; pandas must be installed."""
@@ -153,38 +178,24 @@ def sample_batch(dataset: Dataset, batch_size: int, shuffle: bool = False, seed:
     return dataset.head(batch_size).batch()
 
 
-def _read(source: Source) -> tuple[pa.Table, Schema | None]:
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)  # a table, not a single column
+    return frame
+
+
+def _read(source: Source) -> tuple[pa.Table | ParquetFiles, Schema | None]:
     if isinstance(source, Dataset):
-        return source.table, source.schema
+        return source.files if source._table is None else source._table, source.schema
     if isinstance(source, Mapping):
         return pa.table(dict(source)), None
     if isinstance(source, (str, os.PathLike)):
-        paths = _parquet_files(source)
-        return pq.read_table(paths[0]) if len(paths) == 1 else _concat(paths), find_schema(source)
+        return ParquetFiles(parquet_files(source)), find_schema(source)
     if isinstance(source, Sequence):
-        return _concat([file for path in source for file in _parquet_files(path)]), None
+        return ParquetFiles([file for path in source for file in parquet_files(path)]), None
     if not hasattr(source, "__arrow_c_stream__"):
         raise ValueError(
             f"cannot read a {type(source).__name__} as a table; give a Parquet path, an Arrow, Polars or pandas table, "
             "or a dict of columns."
         )
     return pa.table(source), None
-
-
-def _parquet_files(path: PathLike) -> list[str]:
-    text = os.fspath(path)
-    found = sorted(glob.glob(os.path.join(text, "*.parquet")) if os.path.isdir(text) else glob.glob(text))
-    if not found:
-        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet, or a glob.")
-    return found
-
-
-def _concat(paths: list[str]) -> pa.Table:
-    tables = [pq.read_table(path) for path in paths]
-    for path, table in zip(paths, tables, strict=True):
-        if not table.schema.equals(tables[0].schema):
-            raise ValueError(
-                f"{path} has other columns than {paths[0]}: {table.schema.names} of {table.schema.types} against "
-                f"{tables[0].schema.names} of {tables[0].schema.types}."
-            )
-    return pa.concat_tables(tables)

@@ -46,6 +46,11 @@ class Ragged:
         lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
         return cls(torch.tensor(flat, dtype=dtype), _offsets(lengths))
 
+    @classmethod
+    def concat(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """The rows of all parts, in order."""
+        return cls(torch.cat([part.values for part in parts]), _offsets(torch.cat([part.lengths() for part in parts])))
+
     def check(self) -> "Ragged":
         """Return self if the offsets fit the values, else raise ValueError."""
         first, last = int(self.offsets[0]), int(self.offsets[-1])

@@ -1,0 +1,147 @@
+"""Parquet files, read whole or row group by row group; an error names the file, the row group and the column."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twotower.data.arrow import to_batch
+from twotower.data.batch import Batch
+from twotower.errors import unknown
+from twotower.files import PathLike
+from twotower.schema import Schema
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A part of a file.
+
+    Args:
+        path: the file.
+        number: which of its row groups.
+        rows: how many rows it holds.
+        values: how many values each column holds; a list's elements count one by one.
+    """
+
+    path: str
+    number: int
+    rows: int
+    values: tuple[int, ...]
+
+
+class ParquetFiles:
+    """Some files with the same columns; opening reads their footers alone.
+
+    Args:
+        paths: files, or URLs that fsspec knows, such as "s3://bucket/part.parquet".
+
+    Raises:
+        ValueError: a file that is no Parquet, or whose columns are not those of the first.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = list(paths)
+        self.groups: list[RowGroup] = []
+        self.schema: pa.Schema = None
+        self._open: dict[str, Any] = {}
+        for path in self.paths:
+            footer = self._file(path)
+            self._check(path, footer.schema_arrow)
+            self.schema = footer.schema_arrow if self.schema is None else self.schema
+            for number in range(footer.metadata.num_row_groups):
+                group = footer.metadata.row_group(number)
+                values = tuple(group.column(n).num_values for n in range(group.num_columns))
+                self.groups.append(RowGroup(path, number, group.num_rows, values))
+        self._leaf_columns = [footer.schema.column(n).path.split(".")[0] for n in range(len(footer.schema))]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all files."""
+        return sum(group.rows for group in self.groups)
+
+    def size_in_memory(self, columns: Sequence[str]) -> int:
+        """Bytes that some columns take as tensors, eight for each value at most."""
+        chosen = [n for n, name in enumerate(self._leaf_columns) if name in columns]
+        return 8 * sum(group.values[n] for group in self.groups for n in chosen)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of some columns, or of all."""
+        self._known(columns)
+        tables = [self._guarded(path, None, lambda f: f.read(columns)) for path in self.paths]
+        return pa.concat_tables(tables)
+
+    def read_group(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        """The rows of one row group."""
+        self._known(columns)
+        return self._guarded(group.path, group.number, lambda f: f.read_row_group(group.number, columns))
+
+    def batch_of(self, group: RowGroup, schema: Schema) -> Batch:
+        """The rows of one row group as tensors."""
+        table = self.read_group(group, schema.column_names)
+        try:
+            return to_batch(table, schema)
+        except ValueError as error:
+            raise ValueError(f"{group.path}, row group {group.number}: {error}") from error
+
+    def _known(self, columns: Sequence[str] | None) -> None:
+        for name in columns or []:
+            if name not in self.schema.names:
+                raise ValueError(f"{self.paths[0]}: {unknown('column', name, self.schema.names)}")
+
+    def _file(self, path: str) -> Any:
+        if path not in self._open:
+            try:
+                source = fsspec.open(path, "rb").open() if "://" in path else path
+                self._open[path] = pq.ParquetFile(source, memory_map="://" not in path)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(
+                    f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
+                ) from error
+        return self._open[path]
+
+    def _guarded(self, path: str, number: int | None, read: Any) -> pa.Table:
+        try:
+            return read(self._file(path))
+        except (pa.ArrowException, OSError) as error:
+            where = path if number is None else f"{path}, row group {number}"
+            raise ValueError(f"{where}: the file is damaged, or changed since it was opened: {error}.") from error
+
+    def _check(self, path: str, schema: pa.Schema) -> None:
+        if self.schema is None:
+            return
+        expected, found = ({field.name: field.type for field in s} for s in (self.schema, schema))
+        for name in expected:
+            if name not in found:
+                raise ValueError(f"{path} lacks the column {name!r} that {self.paths[0]} has.")
+            if found[name] != expected[name]:
+                raise ValueError(
+                    f"{path}: column {name!r} is {found[name]}, but {expected[name]} in {self.paths[0]}. Write all files with one "
+                    "type for each column."
+                )
+        if list(found) != list(expected):
+            more = [name for name in found if name not in expected]
+            what = f"has the columns {more} more than" if more else "has its columns in another order than"
+            raise ValueError(f"{path} {what} {self.paths[0]}.")
+
+
+def parquet_files(path: PathLike) -> list[str]:
+    """The Parquet files that a path means: a file, all of a folder, or a glob; of a URL too."""
+    text = os.fspath(path)
+    if "://" in text:
+        found = _remote(text)
+    else:
+        found = sorted(glob.glob(os.path.join(text, "*.parquet")) if os.path.isdir(text) else glob.glob(text))
+    if not found:
+        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet, or a glob.")
+    return found
+
+
+def _remote(url: str) -> list[str]:
+    files, path = fsspec.core.url_to_fs(url)
+    pattern = f"{path.rstrip('/')}/*.parquet" if files.isdir(path) else path
+    return sorted(files.unstrip_protocol(name) for name in files.glob(pattern))

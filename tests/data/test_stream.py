@@ -1,0 +1,225 @@
+"""Streams of row groups against the table they are made of."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import twotower as tt
+from tests.worlds import id_column
+from twotower.data.batch import Batch
+from twotower.data.catalog import Catalog
+
+SIZES = (70, 30, 55, 45, 100, 20, 80)  # rows of the row groups, in two files
+ROWS = sum(SIZES)
+
+
+def table() -> pa.Table:
+    n = np.arange(ROWS)
+    lists = [[int(i)] * int(i % 4) for i in n]
+    pairs = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(n, 2).astype(np.float32)), 2)
+    return pa.table(
+        {"n": n, "half": (n / 2).astype(np.float32), "list": pa.array(lists, pa.list_(pa.int64())), "pair": pairs}
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two files of three and four row groups."""
+    start, whole = 0, table()
+    for name, sizes in (("a", SIZES[:3]), ("b", SIZES[3:])):
+        with pq.ParquetWriter(tmp_path / f"{name}.parquet", whole.schema) as writer:
+            for size in sizes:
+                writer.write_table(whole.slice(start, size))
+                start += size
+    return tmp_path
+
+
+def numbers(batches: list[Batch]) -> list[int]:
+    return [int(n) for batch in batches for n in batch["n"]]
+
+
+def stream(folder: Path, rows: int = 32, **options: object) -> tt.Loader:
+    return tt.Loader(tt.Dataset(folder), rows, in_memory=False, **{"buffer_rows": 120, **options})
+
+
+def test_every_row_once_and_whole_in_an_order_of_the_epoch(folder: Path) -> None:
+    loader = stream(folder)
+    first, second = list(loader), list(loader)
+    assert [len(batch["n"]) for batch in first] == [32] * (ROWS // 32) + [ROWS % 32]
+    assert sorted(numbers(first)) == sorted(numbers(second)) == list(range(ROWS))
+    assert numbers(first) != numbers(second) != list(range(ROWS))
+    assert numbers(first) == numbers(list(stream(folder)))
+    assert numbers(first) != numbers(list(stream(folder, seed=1)))
+    for batch in first:
+        n, lists = batch["n"], batch["list"]
+        assert isinstance(n, torch.Tensor)
+        assert isinstance(lists, tt.Ragged)
+        assert torch.equal(batch["half"], n.float() / 2)
+        assert torch.equal(batch["pair"], n.float()[:, None].expand(-1, 2))
+        assert lists.to_lists() == [[i] * (i % 4) for i in n.tolist()]
+
+
+def test_rows_of_a_window_are_mixed_over_its_row_groups(folder: Path) -> None:
+    """One window holds everything: the order is a permutation of all rows, so neighbours seldom stay together."""
+    order = np.array(numbers(list(stream(folder, buffer_rows=10_000))))
+    assert (np.diff(order) == 1).sum() < 10
+    assert abs(np.corrcoef(order, np.arange(ROWS))[0, 1]) < 0.2
+    assert numbers(list(stream(folder, shuffle=False))) == list(range(ROWS))
+
+
+@pytest.mark.parametrize("done", range(0, 14))
+def test_resume_after_any_batch(folder: Path, done: int) -> None:
+    whole, broken = stream(folder), stream(folder)
+    epochs = [numbers(list(whole)) for _ in range(3)]
+    for _ in broken:  # one epoch, and a part of the next
+        pass
+    batches = iter(broken)
+    for _ in range(min(done, len(broken))):
+        next(batches)
+    state = broken.state_dict()
+    batches.close()  # type: ignore[attr-defined]
+    resumed = stream(folder)
+    resumed.load_state_dict(state)
+    if 0 < done < len(broken):
+        assert numbers(list(resumed)) == epochs[1][done * 32 :]
+    assert numbers(list(resumed)) == epochs[2 if done > 0 else 1]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("in_memory", [False, True])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_rows_and_count_the_same_batches(
+    folder: Path, world_size: int, in_memory: bool, drop_last: bool
+) -> None:
+    options = {"world_size": world_size, "drop_last": drop_last, "in_memory": in_memory}
+    loaders = [tt.Loader(tt.Dataset(folder), 32, rank=rank, **options) for rank in range(world_size)]
+    shares = [list(loader) for loader in loaders]
+    assert {len(share) for share in shares} == {len(loaders[0])}
+    assert len({tuple(len(b["n"]) for b in share) for share in shares}) == 1  # also each batch as long as the others'
+    seen = [n for share in shares for n in numbers(share)]
+    assert len(set(seen)) == len(seen) >= 0.7 * ROWS  # the row groups are few and uneven
+    with pytest.raises(ValueError, match="7 row groups cannot be shared by 8 processes"):
+        stream(folder, world_size=8)
+    with pytest.raises(ValueError, match="0 <= rank < world_size, got rank 2 of 2"):
+        stream(folder, rank=2, world_size=2)
+
+
+def test_files_that_fit_are_held_and_others_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tt.Dataset(folder)
+    # 8 bytes for a number, two numbers in a pair, and the elements of the lists (an empty one counts as one value)
+    lists = sum(max(i % 4, 1) for i in range(ROWS))
+    assert data.files is not None
+    assert data.files.size_in_memory(["n", "half", "pair", "list"]) == 8 * (4 * ROWS + lists)
+    assert data.files.size_in_memory(["n"]) == 8 * ROWS
+    for limit, streamed in ((8 * ROWS, False), (8 * ROWS - 1, True)):
+        monkeypatch.setattr("twotower.data.loader.IN_MEMORY_BYTES", limit)
+        loader = tt.Loader(data, 32, schema=data.schema.select_by_name(["n"]))
+        assert (loader.state_dict()["buffer_rows"] > 0) == streamed
+        assert sorted(numbers(list(loader))) == list(range(ROWS))
+    with pytest.raises(ValueError, match="in_memory=False streams Parquet files, but this dataset is a table"):
+        tt.Loader(tt.Dataset({"n": [1]}), 1, in_memory=False)
+
+
+def test_a_transform_sees_every_batch(folder: Path) -> None:
+    loader = stream(folder, transform=lambda batch: batch | {"n": batch["n"] * 10})
+    assert sorted(numbers(list(loader))) == [10 * n for n in range(ROWS)]
+
+
+def test_a_dataset_reads_what_is_asked_for(folder: Path) -> None:
+    data = tt.Dataset(folder)
+    assert (data.num_rows, data.column_names) == (ROWS, ["n", "half", "list", "pair"])
+    assert data.select(["half"]).table.equals(table().select(["half"]))
+    assert sum(len(frame) for frame in data.frames(["n"])) == ROWS
+    assert data.table.equals(table())
+    assert tt.Dataset(data).table.equals(table())
+
+
+def test_urls(folder: Path) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        files.pipe(f"/clicks/{name}.parquet", (folder / f"{name}.parquet").read_bytes())
+    for url in ("memory://clicks", "memory://clicks/*.parquet"):
+        assert tt.Dataset(url).table.equals(table())
+    assert sorted(numbers(list(tt.Loader(tt.Dataset("memory://clicks"), 32, in_memory=False)))) == list(range(ROWS))
+    with pytest.raises(ValueError, match="no Parquet file at 'memory://nothing'"):
+        tt.Dataset("memory://nothing")
+
+
+def test_fit_on_a_stream_is_fit_on_its_table(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same batches give the same model; the catalogue is put together from the row groups."""
+    schema = tt.Schema(
+        [id_column("u", tt.Tags.USER_ID, 8), id_column("i", tt.Tags.ITEM_ID, 12), id_column("c", tt.Tags.ITEM, 3)]
+    )
+    n = np.arange(400)
+    rows = pl.DataFrame({"u": n % 9, "i": (n * n) % 13, "c": (n * n) % 13 % 4})
+    rows.write_parquet(folder / "fit.parquet", row_group_size=64)
+    weights = []
+    for streamed in (False, True):
+        monkeypatch.setattr("twotower.data.loader.IN_MEMORY_BYTES", 0 if streamed else 2**30)
+        torch.manual_seed(0)
+        towers = [tt.Encoder(schema.select_by_tag(tag), tt.MLPBlock([4])) for tag in (tt.Tags.USER, tt.Tags.ITEM)]
+        towers[1] = tt.Encoder(schema.select_by_name(["i", "c"]), tt.MLPBlock([4]))
+        model = tt.TwoTowerModelV2(*towers)
+        data = tt.Dataset(folder / "fit.parquet", schema)
+        model.fit(data, batch_size=50, epochs=2, shuffle=False, verbose=False)
+        weights.append(model.state_dict())
+        catalog = Catalog.from_dataset(tt.Dataset(rows, schema), "i", schema.select_by_name(["i", "c"]))
+        assert model.catalog is not None
+        assert torch.equal(model.catalog.ids, catalog.ids)
+        assert all(torch.equal(model.catalog.features[name], catalog.features[name]) for name in ("i", "c"))
+    for name, one in weights[0].items():
+        assert torch.equal(one, weights[1][name]), name
+
+
+# ---- files that are not what they should be
+
+
+def test_foreign_and_damaged_files_are_named(folder: Path) -> None:
+    (folder / "c.parquet").write_text('{"not": "parquet"}')
+    with pytest.raises(ValueError, match=r"c\.parquet cannot be read as Parquet: .* Is it whole"):
+        tt.Dataset(folder)
+    (folder / "c.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-20])
+    with pytest.raises(ValueError, match=r"c\.parquet cannot be read as Parquet"):
+        tt.Dataset(folder)
+    whole = bytearray((folder / "a.parquet").read_bytes())
+    whole[4:400] = bytes(396)  # data pages of the first row group; the footer is whole
+    (folder / "c.parquet").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"c\.parquet, row group 0: the file is damaged"):
+        list(tt.Loader(tt.Dataset(folder / "c.parquet"), 10, in_memory=False))
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"u": [1]}, r"c\.parquet lacks the column 'i' that .*a\.parquet has"),
+        ({"u": [1], "i": ["x"]}, r"c\.parquet: column 'i' is string, but int64 in .*a\.parquet"),
+        ({"u": [1], "i": [1], "z": [1]}, r"c\.parquet has the columns \['z'\] more than .*a\.parquet"),
+        ({"i": [1], "u": [1]}, r"c\.parquet has its columns in another order than .*a\.parquet"),
+    ],
+)
+def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]], expected: str) -> None:
+    pq.write_table(pa.table({"u": [1, 2], "i": [3, 4]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table(columns), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=expected):
+        tt.Dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, None, 4], r"a\.parquet, row group 1: column 'i' has 1 nulls in 2 rows"),
+        ([1, 2, 3, 40], r"a\.parquet, row group 1: column 'i' holds ids from 3 to 40, but its domain is 0 to 9"),
+    ],
+)
+def test_bad_values_are_named_with_their_row_group(tmp_path: Path, values: list[int | None], expected: str) -> None:
+    pq.write_table(pa.table({"i": values}), tmp_path / "a.parquet", row_group_size=2)
+    data = tt.Dataset(tmp_path / "a.parquet", tt.Schema([id_column("i", tt.Tags.ITEM_ID, 9)]))
+    with pytest.raises(ValueError, match=expected):
+        list(tt.Loader(data, 2, shuffle=False, in_memory=False))
