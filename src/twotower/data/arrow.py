@@ -11,22 +11,38 @@ from twotower.data.ragged import Ragged
 from twotower.schema import Schema
 
 
-def to_batch(table: pa.Table, schema: Schema) -> Batch:
+def to_batch(table: pa.Table, schema: Schema, narrow: bool = False) -> Batch:
     """The schema's columns of a table as tensors.
+
+    Args:
+        table, schema: rows, and the columns to take of them.
+        narrow: leave int32 columns as they are and share Arrow's memory, which must not be written to; `widen` makes
+            the usual int64 of what is taken from them.
 
     Raises:
         ValueError: a column is text, has nulls, does not fit int64, or holds ids outside its domain.
     """
     batch: Batch = {}
     for column in schema:
-        tensor = to_tensor(table.column(column.name), column.name)
+        tensor = to_tensor(table.column(column.name), column.name, narrow)
         if column.int_domain is not None:
             _check_domain(tensor, column.name, int(column.int_domain.max))
         batch[column.name] = tensor
     return batch
 
 
-def to_tensor(column: pa.ChunkedArray | pa.Array, name: str) -> Tensor | Ragged:
+def widen(batch: Batch) -> Batch:
+    """int32 columns as int64."""
+    return {name: _widened(column) for name, column in batch.items()}
+
+
+def _widened(column: Tensor | Ragged) -> Tensor | Ragged:
+    if isinstance(column, Ragged):
+        return Ragged(column.values.long(), column.offsets) if column.values.dtype == torch.int32 else column
+    return column.long() if column.dtype == torch.int32 else column
+
+
+def to_tensor(column: pa.ChunkedArray | pa.Array, name: str, narrow: bool = False) -> Tensor | Ragged:
     """One Arrow column as a tensor (B,), (B, L) for fixed-size lists, or a Ragged for lists."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(array, pa.ChunkedArray):  # a table without rows has no chunk to combine
@@ -39,11 +55,11 @@ def to_tensor(column: pa.ChunkedArray | pa.Array, name: str) -> Tensor | Ragged:
             "Preprocessor gives missing values an id of their own."
         )
     if pa.types.is_fixed_size_list(array.type):
-        return _numbers(array.flatten(), name).reshape(len(array), array.type.list_size)
+        return _numbers(array.flatten(), name, narrow).reshape(len(array), array.type.list_size)
     if pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
         offsets = torch.from_numpy(array.offsets.to_numpy().astype(np.int64))
-        return Ragged(_numbers(array.flatten(), name), offsets - offsets[0])
-    return _numbers(array, name)
+        return Ragged(_numbers(array.flatten(), name, narrow), offsets - offsets[0])
+    return _numbers(array, name, narrow)
 
 
 def from_batch(batch: Batch) -> pa.Table:
@@ -61,7 +77,7 @@ def from_tensor(column: Tensor | Ragged) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def _numbers(array: pa.Array, name: str) -> Tensor:
+def _numbers(array: pa.Array, name: str, narrow: bool) -> Tensor:
     if array.null_count:
         raise ValueError(f"column {name!r} has lists with {array.null_count} nulls inside. Remove or fill them before.")
     kind = array.type
@@ -80,13 +96,17 @@ def _numbers(array: pa.Array, name: str) -> Tensor:
             f"column {name!r} is {kind}, but towers read integers and floats. Encode it with twotower.Preprocessor, "
             "or leave it out of the schema (schema.excluding_by_name)."
         )
-    # Arrow's memory is read-only; a copy keeps in-place work from corrupting it
-    values = array.to_numpy(zero_copy_only=False).astype(dtype, copy=True)
-    if dtype is np.float32 and not np.isfinite(values).all():
+    if narrow and len(array) and kind in (pa.int32(), pa.float32()):
+        values = torch.utils.dlpack.from_dlpack(array)
+    else:
+        # Arrow's memory is read-only; a copy keeps in-place work from corrupting it
+        values = torch.from_numpy(array.to_numpy(zero_copy_only=False).astype(dtype, copy=True))
+    # a sum is finite only where all its terms are; it is the fast test, and the slow one decides
+    if dtype is np.float32 and not bool(values.sum().isfinite()) and not bool(values.isfinite().all()):
         raise ValueError(
-            f"column {name!r} holds {int((~np.isfinite(values)).sum())} nan or infinite numbers. Fill them before."
+            f"column {name!r} holds {int((~values.isfinite()).sum())} nan or infinite numbers. Fill them before."
         )
-    return torch.from_numpy(values)
+    return values
 
 
 def _check_domain(column: Tensor | Ragged, name: str, largest: int) -> None:
@@ -95,7 +115,7 @@ def _check_domain(column: Tensor | Ragged, name: str, largest: int) -> None:
         return
     if values.is_floating_point():
         raise ValueError(f"column {name!r} has an integer domain, but holds floats. Cast it, or correct the schema.")
-    low, high = int(values.min()), int(values.max())
+    low, high = (int(value) for value in values.aminmax())
     if low < 0 or high > largest:
         raise ValueError(
             f"column {name!r} holds ids from {low} to {high}, but its domain is 0 to {largest}. Correct the schema's "

@@ -80,13 +80,22 @@ class ParquetFiles:
         self._known(columns)
         return self._guarded(group.path, group.number, lambda f: f.read_row_group(group.number, columns))
 
-    def batch_of(self, group: RowGroup, schema: Schema) -> Batch:
-        """The rows of one row group as tensors."""
-        table = self.read_group(group, schema.column_names)
+    def batch_of(self, groups: Sequence[RowGroup], schema: Schema) -> Batch:
+        """The rows of some row groups as narrow tensors (see `to_batch`)."""
+        tables = [self.read_group(group, schema.column_names) for group in groups]
         try:
-            return to_batch(table, schema)
+            return to_batch(pa.concat_tables(tables), schema, narrow=True)
         except ValueError as error:
-            raise ValueError(f"{group.path}, row group {group.number}: {error}") from error
+            self._blame(groups, tables, schema)
+            raise error
+
+    def _blame(self, groups: Sequence[RowGroup], tables: Sequence[pa.Table], schema: Schema) -> None:
+        """The same error with the name of the first row group that has it."""
+        for group, table in zip(groups, tables, strict=True):
+            try:
+                to_batch(table, schema)
+            except ValueError as error:
+                raise ValueError(f"{group.path}, row group {group.number}: {error}") from error
 
     def _known(self, columns: Sequence[str] | None) -> None:
         for name in columns or []:
@@ -97,7 +106,7 @@ class ParquetFiles:
         if path not in self._open:
             try:
                 source = fsspec.open(path, "rb").open() if "://" in path else path
-                self._open[path] = pq.ParquetFile(source, memory_map="://" not in path)
+                self._open[path] = pq.ParquetFile(source)
             except (pa.ArrowException, OSError) as error:
                 raise ValueError(
                     f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"

@@ -85,11 +85,13 @@ class Ragged:
 
     def take(self, rows: Tensor) -> "Ragged":
         """The given rows (M,), in that order; rows may repeat."""
-        lengths = self.lengths()[rows]
+        start = self.offsets.index_select(0, rows)
+        lengths = self.offsets.index_select(0, rows + 1) - start
         offsets = _offsets(lengths)
         # each taken value sits at its row's start plus its place within the row
-        start = torch.repeat_interleave(self.offsets[:-1][rows] - offsets[:-1], lengths)
-        return Ragged(self.values[start + torch.arange(len(start), device=self.device)], offsets)
+        place = torch.repeat_interleave(start - offsets[:-1], lengths, output_size=int(offsets[-1]))
+        place += torch.arange(len(place), device=self.device)
+        return Ragged(self.values.index_select(0, place), offsets)
 
     def to_lists(self) -> list[list[float]]:
         """Plain Python lists."""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from twotower.data.arrow import widen
 from twotower.data.batch import Batch, batch_size, concat, take
 from twotower.data.parquet import ParquetFiles, RowGroup
 from twotower.schema import Schema
@@ -75,7 +76,7 @@ class RowGroupStream:
                 order, skip = order[skip:], 0
                 while len(order) and done < number:
                     wanted = min(self.rows, self.num_rows - done * self.rows) - sum(batch_size(part) for part in left)
-                    left.append(take(batch, order[:wanted]))
+                    left.append(widen(take(batch, order[:wanted])))
                     order = order[wanted:]
                     if sum(batch_size(part) for part in left) == min(self.rows, self.num_rows - done * self.rows):
                         done += 1
@@ -96,7 +97,7 @@ class RowGroupStream:
         return windows
 
     def _read(self, window: list[RowGroup], seed: int) -> Window:
-        batch = concat([self.files.batch_of(group, self.schema) for group in window])
+        batch = self.files.batch_of(window, self.schema)
         rows = batch_size(batch)
         generator = torch.Generator().manual_seed(seed)
         return batch, torch.randperm(rows, generator=generator) if self.shuffle else torch.arange(rows)
