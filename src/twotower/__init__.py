@@ -17,6 +17,7 @@ from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import split_by_time
 from twotower.encoder import EmbeddingEncoder, Encoder
+from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
@@ -86,12 +87,15 @@ __all__ = [
     "ExactIndex",
     "Frequency",
     "HardNegativeSampler",
+    "Health",
+    "HealthWarning",
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
     "InputBlockV2",
     "L2Norm",
     "LearnedTemperature",
+    "ListHealth",
     "Loader",
     "MLPBlock",
     "MRRAt",
@@ -118,6 +122,7 @@ __all__ = [
     "Text",
     "TopK",
     "TopKEncoder",
+    "TowerHealth",
     "TwoTowerModel",
     "TwoTowerModelV2",
     "UniformSampler",

@@ -1,6 +1,7 @@
 """RetrievalModelV2: two towers, their outputs, and the verbs of a model's life."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -218,6 +219,7 @@ class RetrievalModelV2(nn.Module):
         drop_last: bool = False,
         steps_per_epoch: int | None = None,
         train_metrics_steps: int = 0,
+        health_steps: int = 100,
         callbacks: "Callback | Sequence[Callback]" = (),
         logger: "Logger | Sequence[Logger] | bool" = False,
         resume_from: PathLike | None = None,
@@ -238,6 +240,8 @@ class RetrievalModelV2(nn.Module):
             steps_per_epoch: end an epoch after that many steps.
             train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
                 candidate among the batch's, as `in_batch_<metric>`; 0 for never.
+            health_steps: measure the model's health (see `Health`) at every n-th step and at the end of an epoch, where up
+                to 10,000 candidates are ranked, and warn (HealthWarning) of what is wrong; 0 for never.
             callbacks, logger: Lightning's, passed through.
             resume_from: a checkpoint of Lightning's ModelCheckpoint; training goes on where it was written.
             trainer_options: more arguments of Lightning's Trainer, such as {"accelerator": "gpu", "precision":
@@ -263,18 +267,17 @@ class RetrievalModelV2(nn.Module):
         loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
         self.adapt(train, catalog)
 
-        def validate() -> dict[str, float]:
-            assert validation_data is not None
-            return self.evaluate(validation_data, seen=seen, group=group)
-
         return lightning.run(
             self,
             loader,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            validate=None if validation_data is None else validate,
+            validate=None
+            if validation_data is None
+            else partial(self.evaluate, validation_data, seen=seen, group=group),
             batch_metrics=lambda batch: scoring.batch_metrics(self, batch),
             train_metrics_steps=train_metrics_steps,
+            health_steps=health_steps,
             callbacks=callbacks,
             logger=logger,
             resume_from=resume_from,

@@ -19,9 +19,11 @@ from twotower.data.batch import Batch, to_device
 from twotower.data.loader import Loader
 from twotower.devices import has_bfloat16_products
 from twotower.errors import unknown
+from twotower.health.record import Health
 from twotower.optimizers import clip_gradients, use_dense_gradients
 from twotower.training.compiled import Compiled
 from twotower.training.history import History
+from twotower.training.watch import watching
 
 Validate = Callable[[], Mapping[str, float]]
 BatchMetrics = Callable[[Batch], Mapping[str, float]]
@@ -118,10 +120,11 @@ class Recorder(Callback):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs.append({name: value for name, value in logged.items() if name != "step_loss"})
 
-    def history(self) -> History:
+    def history(self, health: Sequence[Health]) -> History:
         """One list for each name."""
         names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
-        return History({name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names})
+        values = {name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names}
+        return History(values, tuple(health))
 
 
 def run(
@@ -133,6 +136,7 @@ def run(
     validate: Validate | None,
     batch_metrics: BatchMetrics,
     train_metrics_steps: int,
+    health_steps: int,
     callbacks: Callback | Sequence[Callback],
     logger: Logger | Sequence[Logger] | bool,
     resume_from: str | os.PathLike[str] | None,
@@ -143,11 +147,12 @@ def run(
     recorder = Recorder()
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     first = [Validation(validate)] if validate is not None else []
+    watch = watching(model, loader, health_steps)  # type: ignore[arg-type]
     options: dict[str, object] = {
         "devices": 1,
         "max_epochs": epochs,
         "limit_train_batches": steps_per_epoch if steps_per_epoch is not None else 1.0,
-        "callbacks": [*first, *given, recorder],
+        "callbacks": [*first, *watch, *given, recorder],
         "logger": list(logger) if isinstance(logger, Sequence) else logger,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in given),
         "enable_progress_bar": verbose,
@@ -182,7 +187,7 @@ def run(
             use_dense_gradients(model)
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
     model.eval()
-    return recorder.history()
+    return recorder.history([health for each in watch for health in each.records])
 
 
 def _trainer_arguments() -> list[str]:
