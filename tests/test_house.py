@@ -20,7 +20,7 @@ LINE = [
     "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard", "samplers", "outputs.base",
     "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
     "optimizers.clipping", "optimizers", "health.measures", "health.record", "health.findings", "training.compiled",
-    "training.history", "training.checkup", "training.watch", "training.lightning",
+    "training.history", "training.checkup", "training.watch", "training.checkpoint", "training.lightning",
     "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
     "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
     "serving.retriever",

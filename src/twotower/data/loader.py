@@ -1,11 +1,13 @@
 """Loader: a dataset in memory, as shuffled batches that can be resumed in the middle of an epoch."""
 
+import zlib
 from collections.abc import Iterator
 
 import torch
 
 from twotower.data.batch import Batch, take
 from twotower.data.dataset import Dataset
+from twotower.data.ragged import Ragged
 from twotower.errors import explain_options
 from twotower.schema import Schema
 
@@ -93,6 +95,16 @@ class Loader:
             )
         self.seed, self._epoch, self._batches_done = state["seed"], state["epoch"], state["batches_done"]
         self._resumed = 0 < self._batches_done < len(self)
+
+    def fingerprint(self) -> int:
+        """A checksum of up to 1,000 rows from all over the data: other rows, or the same in another order, give another."""
+        rows = torch.linspace(0, len(self.dataset) - 1, min(1000, len(self.dataset)), dtype=torch.float64).long()
+        checksum = 0
+        for name, column in sorted(take(self._columns, rows).items()):
+            parts = [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+            for part in parts:
+                checksum = zlib.crc32(name.encode() + part.numpy().tobytes(), checksum)
+        return checksum
 
     def _fixed(self) -> dict[str, int]:
         """What a position depends on."""

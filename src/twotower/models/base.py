@@ -222,6 +222,8 @@ class RetrievalModelV2(nn.Module):
         health_steps: int = 100,
         callbacks: "Callback | Sequence[Callback]" = (),
         logger: "Logger | Sequence[Logger] | bool" = False,
+        checkpoint: PathLike | None = None,
+        checkpoint_steps: int = 1000,
         resume_from: PathLike | None = None,
         trainer_options: Mapping[str, object] | None = None,
         verbose: bool = True,
@@ -243,7 +245,11 @@ class RetrievalModelV2(nn.Module):
             health_steps: measure the model's health (see `Health`) at every n-th step and at the end of an epoch, where up
                 to 10,000 candidates are ranked, and warn (HealthWarning) of what is wrong; 0 for never.
             callbacks, logger: Lightning's, passed through.
-            resume_from: a checkpoint of Lightning's ModelCheckpoint; training goes on where it was written.
+            checkpoint, checkpoint_steps: a folder, in which `step-<number>.ckpt` is written after every so many optimiser
+                steps and at the end of every epoch; the newest two are kept.
+            resume_from: go on from such a folder's newest checkpoint, or from a file of it or of Lightning's
+                ModelCheckpoint; "auto" takes the newest in `checkpoint`, and starts afresh where there is none. With the
+                same model, data and options the losses are those of an unbroken run, bit for bit.
             trainer_options: more arguments of Lightning's Trainer, such as {"accelerator": "gpu", "precision":
                 "bf16-mixed", "gradient_clip_val": 1.0}.
             verbose: show progress bars.
@@ -252,19 +258,17 @@ class RetrievalModelV2(nn.Module):
             History: the logged values of every epoch.
 
         Raises:
-            ValueError: no batch_size, missing columns, or an unknown Trainer option.
+            ValueError: no batch_size, missing columns, an unknown Trainer option; no checkpoint to go on from, a damaged
+                one, or one of another model, data or options; a folder with checkpoints of another run.
         """
-        from twotower.training import lightning  # takes two seconds to import, and only fit needs it
+        # takes two seconds to import, and only fit needs it
+        from twotower.training import checkpoint as ckpt
+        from twotower.training import lightning
 
-        train = Dataset(train)
-        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
-            raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}.")
-        if batch_size is None:
-            raise ValueError(
-                "fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step."
-            )
-        schema = self._training_schema(train)
-        loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
+        train, size = Dataset(train), parts.checked_batch_size(batch_size, epochs, steps_per_epoch)
+        checkpoints = ckpt.resolve(checkpoint, checkpoint_steps, resume_from)
+        columns = self.input_schema + train.schema.select_by_name(parts.columns_read(self.outputs))
+        loader = Loader(train, size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=columns)
         self.adapt(train, catalog)
 
         return lightning.run(
@@ -280,14 +284,10 @@ class RetrievalModelV2(nn.Module):
             health_steps=health_steps,
             callbacks=callbacks,
             logger=logger,
-            resume_from=resume_from,
+            checkpoints=checkpoints,
             trainer_options=trainer_options or {},
             verbose=verbose,
         )
-
-    def _training_schema(self, train: Dataset) -> Schema:
-        extra = [name for output in self.outputs for name in output.columns()]
-        return self.input_schema + train.schema.select_by_name(list(dict.fromkeys(extra)))
 
     # ---- measuring and predicting
 
