@@ -242,8 +242,8 @@ class RetrievalModelV2(nn.Module):
             steps_per_epoch: end an epoch after that many steps.
             train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
                 candidate among the batch's, as `in_batch_<metric>`; 0 for never.
-            health_steps: measure the model's health (see `Health`) at every n-th step and at the end of an epoch, where up
-                to 10,000 candidates are ranked, and warn (HealthWarning) of what is wrong; 0 for never.
+            health_steps: measure `Health` at every n-th step and at the end of an epoch, and warn (HealthWarning) of what
+                is wrong; 0 for never.
             callbacks, logger: Lightning's, passed through.
             checkpoint, checkpoint_steps: a folder, in which `step-<number>.ckpt` is written after every so many optimiser
                 steps and at the end of every epoch; the newest two are kept.
