@@ -127,6 +127,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore:.*without bfloat16 products")
 def test_exact_in_every_combination(case: str, tmp_path: Path) -> None:
     """Broken off by an exception, after a batch that is drawn at random unless the case needs a certain one."""
     options = {"epochs": 2, **CASES[case]}

@@ -365,6 +365,7 @@ def test_values_reach_the_history_and_the_loggers(tmp_path) -> None:  # type: ig
     assert set(ranks["step"]) >= {30, 60, 90, 120, 150}
 
 
+@pytest.mark.filterwarnings("ignore:.*without bfloat16 products")
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
 def test_other_precisions(precision: str) -> None:
     data = market()
