@@ -227,8 +227,7 @@ class RetrievalModelV2(nn.Module):
             steps_per_epoch: end an epoch after that many steps.
             train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
                 candidate among the batch's, as `in_batch_<metric>`; 0 for never.
-            health_steps: measure `Health` at every n-th step and at the end of an epoch, and warn (HealthWarning) of what
-                is wrong; 0 for never.
+            health_steps: measure `Health` at every n-th step and an epoch's end, and warn of findings; 0 for never.
             callbacks, logger: Lightning's, passed through.
             resume_from: a checkpoint of Lightning's ModelCheckpoint; training goes on where it was written.
             trainer_options: more arguments of Lightning's Trainer, such as {"accelerator": "gpu", "precision":
@@ -253,15 +252,13 @@ class RetrievalModelV2(nn.Module):
         schema = self._training_schema(train)
         loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
         self.adapt(train, catalog)
-
+        validate = partial(self.evaluate, seen=seen, group=group)
         return lightning.run(
             self,
             loader,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            validate=None
-            if validation_data is None
-            else partial(self.evaluate, validation_data, seen=seen, group=group),
+            validate=None if validation_data is None else partial(validate, validation_data),
             batch_metrics=lambda batch: scoring.batch_metrics(self, batch),
             train_metrics_steps=train_metrics_steps,
             health_steps=health_steps,
