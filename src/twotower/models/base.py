@@ -242,8 +242,7 @@ class RetrievalModelV2(nn.Module):
             steps_per_epoch: end an epoch after that many steps.
             train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
                 candidate among the batch's, as `in_batch_<metric>`; 0 for never.
-            health_steps: measure `Health` at every n-th step and at the end of an epoch, and warn (HealthWarning) of what
-                is wrong; 0 for never.
+            health_steps: measure `Health` at every n-th step and an epoch's end, and warn of findings; 0 for never.
             callbacks, logger: Lightning's, passed through.
             checkpoint, checkpoint_steps: a folder, in which `step-<number>.ckpt` is written after every so many optimiser
                 steps and at the end of every epoch; the newest two are kept.
@@ -270,15 +269,13 @@ class RetrievalModelV2(nn.Module):
         columns = self.input_schema + train.schema.select_by_name(parts.columns_read(self.outputs))
         loader = Loader(train, size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=columns)
         self.adapt(train, catalog)
-
+        validate = partial(self.evaluate, seen=seen, group=group)
         return lightning.run(
             self,
             loader,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            validate=None
-            if validation_data is None
-            else partial(self.evaluate, validation_data, seen=seen, group=group),
+            validate=None if validation_data is None else partial(validate, validation_data),
             batch_metrics=lambda batch: scoring.batch_metrics(self, batch),
             train_metrics_steps=train_metrics_steps,
             health_steps=health_steps,
