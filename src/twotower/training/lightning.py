@@ -18,6 +18,7 @@ from twotower.data.batch import Batch, to_device
 from twotower.data.catalog import Catalog
 from twotower.data.loader import Loader
 from twotower.devices import has_bfloat16_products
+from twotower.encoder import evaluating
 from twotower.errors import unknown
 from twotower.health.record import Health
 from twotower.optimizers import clip_gradients, use_dense_gradients
@@ -121,10 +122,8 @@ class Validation(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rank the validation queries with the model as it stands."""
-        pl_module.eval()
-        with torch.no_grad():
+        with evaluating(pl_module):  # parts that were frozen in evaluation mode stay so
             values = self.validate()
-        pl_module.train()
         for name, value in values.items():
             pl_module.log(f"val_{name}", value, prog_bar=name.startswith(("recall", "ndcg")), batch_size=1)
 
