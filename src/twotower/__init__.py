@@ -18,6 +18,7 @@ from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import k_core, leave_last_out, split_at_random, split_by_time, split_by_user
 from twotower.encoder import EmbeddingEncoder, Encoder
+from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
@@ -87,6 +88,8 @@ __all__ = [
     "ExactIndex",
     "Frequency",
     "HardNegativeSampler",
+    "Health",
+    "HealthWarning",
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
@@ -94,6 +97,7 @@ __all__ = [
     "L2Norm",
     "LeakWarning",
     "LearnedTemperature",
+    "ListHealth",
     "Loader",
     "MLPBlock",
     "MRRAt",
@@ -120,6 +124,7 @@ __all__ = [
     "Text",
     "TopK",
     "TopKEncoder",
+    "TowerHealth",
     "TwoTowerModel",
     "TwoTowerModelV2",
     "UniformSampler",

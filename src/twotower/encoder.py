@@ -180,14 +180,15 @@ def embed(tower: Tower, dataset: Dataset, batch_size: int = 1024) -> Float[Tenso
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside, the old mode afterwards."""
-    was_training = module.training
+    """Evaluation mode and no gradients inside, every part's old mode afterwards."""
+    training = {part: part.training for part in module.modules()}  # parts may differ, such as a frozen batch norm
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.train(was_training)
+        for part, mode in training.items():
+            part.training = mode
 
 
 def encode(tower: Tower, dataset: Dataset, index: str | Tags, batch_size: int = 1024) -> Dataset:

@@ -24,6 +24,12 @@ def written_aside(path: PathLike) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def remove_asides(folder: PathLike, name: str) -> None:
+    """Delete what killed writers of files of that name (a pattern) left beside them; no other writer may be at work."""
+    for left in Path(folder).glob(f".{name}.{'[0-9a-f]' * 32}"):
+        left.unlink()
+
+
 @contextmanager
 def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
     """The same for a folder. One that stands at `path` is replaced in two renames, and put back on failure.

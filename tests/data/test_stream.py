@@ -109,6 +109,14 @@ def test_processes_share_the_rows_and_count_the_same_batches(
         stream(folder, rank=2, world_size=2)
 
 
+def test_other_rows_have_another_fingerprint(folder: Path) -> None:
+    assert stream(folder).fingerprint() == stream(folder, seed=3).fingerprint()
+    other = pl.read_parquet(folder / "b.parquet").with_columns(pl.col("half") + 1).to_arrow().cast(table().schema)
+    before = stream(folder).fingerprint()
+    pq.write_table(other, folder / "b.parquet")
+    assert stream(folder).fingerprint() != before
+
+
 def test_files_that_fit_are_held_and_others_streamed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tt.Dataset(folder)
     # 8 bytes for a number, two numbers in a pair, and the elements of the lists (an empty one counts as one value)

@@ -1,11 +1,14 @@
 """Loader: a dataset as shuffled batches that can be resumed in the middle of an epoch."""
 
+import zlib
 from collections.abc import Callable, Iterator
 
 import torch
 
 from twotower.data.batch import Batch, take
+from twotower.data.batch import batch_size as batch_rows
 from twotower.data.dataset import Dataset
+from twotower.data.ragged import Ragged
 from twotower.data.stream import RowGroupStream
 from twotower.errors import explain_options
 from twotower.schema import Schema
@@ -121,6 +124,18 @@ class Loader:
         self.seed, self._epoch, self._batches_done = state["seed"], state["epoch"], state["batches_done"]
         self._resumed = 0 < self._batches_done < len(self)
 
+    def fingerprint(self) -> int:
+        """A checksum of up to 1,000 rows from all over the data (of a stream: from the ends of this process's share).
+
+        Other rows, or the same in another order, give another.
+        """
+        checksum = 0
+        for name, column in sorted(some_rows(self._source.ends(), 1000).items()):
+            parts = [column.values, column.offsets] if isinstance(column, Ragged) else [column]
+            for part in parts:
+                checksum = zlib.crc32(name.encode() + part.numpy().tobytes(), checksum)
+        return checksum
+
     def _fixed(self) -> dict[str, int]:
         """What a position depends on; buffer_rows is 0 in memory."""
         return {
@@ -143,6 +158,10 @@ class InMemory:
         self.rank, self.world_size = rank, world_size
         self.num_rows = held // world_size
 
+    def ends(self) -> Batch:
+        """All rows: they are at hand."""
+        return self.columns
+
     def batches(self, seed: int, first: int, number: int) -> Iterator[Batch]:
         """The batches of an epoch from the first-th up to the number-th."""
         order = torch.arange(self.held)
@@ -151,6 +170,12 @@ class InMemory:
         order = order[self.rank :: self.world_size][: self.num_rows]
         for place in range(first, number):
             yield take(self.columns, order[place * self.rows : (place + 1) * self.rows])
+
+
+def some_rows(batch: Batch, most: int) -> Batch:
+    """At most so many rows, from the first to the last at even distances."""
+    rows = batch_rows(batch)
+    return take(batch, torch.linspace(0, rows - 1, min(most, rows), dtype=torch.float64).long())
 
 
 def _is_large(dataset: Dataset, schema: Schema) -> bool:

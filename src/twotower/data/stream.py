@@ -55,6 +55,11 @@ class RowGroupStream:
         # every process takes as many rows as the poorest has, since they step together
         self.num_rows = min(sum(group.rows for group in share) for share in shares)
 
+    def ends(self) -> Batch:
+        """The rows of the first and the last row group."""
+        ends = [self.groups[0], self.groups[-1]] if len(self.groups) > 1 else self.groups
+        return widen(self.files.batch_of(ends, self.schema))
+
     def batches(self, seed: int, first: int, number: int) -> Iterator[Batch]:
         """The batches of an epoch from the first-th up to the number-th; the seed is the epoch's."""
         generator = torch.Generator().manual_seed(seed)

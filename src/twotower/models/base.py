@@ -1,6 +1,7 @@
 """RetrievalModelV2: two towers, their outputs, and the verbs of a model's life."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -218,8 +219,11 @@ class RetrievalModelV2(nn.Module):
         drop_last: bool = False,
         steps_per_epoch: int | None = None,
         train_metrics_steps: int = 0,
+        health_steps: int = 100,
         callbacks: "Callback | Sequence[Callback]" = (),
         logger: "Logger | Sequence[Logger] | bool" = False,
+        checkpoint: PathLike | None = None,
+        checkpoint_steps: int = 1000,
         resume_from: PathLike | None = None,
         trainer_options: Mapping[str, object] | None = None,
         verbose: bool = True,
@@ -238,8 +242,13 @@ class RetrievalModelV2(nn.Module):
             steps_per_epoch: end an epoch after that many steps.
             train_metrics_steps: at the first and every n-th step of an epoch, log how the batch's rows rank their own
                 candidate among the batch's, as `in_batch_<metric>`; 0 for never.
+            health_steps: measure `Health` at every n-th step and an epoch's end, and warn of findings; 0 for never.
             callbacks, logger: Lightning's, passed through.
-            resume_from: a checkpoint of Lightning's ModelCheckpoint; training goes on where it was written.
+            checkpoint, checkpoint_steps: a folder, in which `step-<number>.ckpt` is written after every so many optimiser
+                steps and at the end of every epoch; the newest two are kept.
+            resume_from: go on from such a folder's newest checkpoint, or from a file of it or of Lightning's
+                ModelCheckpoint; "auto" takes the newest in `checkpoint`, and starts afresh where there is none. With the
+                same model, data and options the losses are those of an unbroken run, bit for bit.
             trainer_options: more arguments of Lightning's Trainer, such as {"accelerator": "gpu", "precision":
                 "bf16-mixed", "gradient_clip_val": 1.0}.
             verbose: show progress bars.
@@ -248,43 +257,34 @@ class RetrievalModelV2(nn.Module):
             History: the logged values of every epoch.
 
         Raises:
-            ValueError: no batch_size, missing columns, or an unknown Trainer option.
+            ValueError: no batch_size, missing columns, an unknown Trainer option; no checkpoint to go on from, a damaged
+                one, or one of another model, data or options; a folder with checkpoints of another run.
         """
-        from twotower.training import lightning  # takes two seconds to import, and only fit needs it
+        # takes two seconds to import, and only fit needs it
+        from twotower.training import checkpoint as ckpt
+        from twotower.training import lightning
 
-        train = Dataset(train)
-        if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
-            raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}.")
-        if batch_size is None:
-            raise ValueError(
-                "fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step."
-            )
-        schema = self._training_schema(train)
-        loader = Loader(train, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=schema)
+        train, size = Dataset(train), parts.checked_batch_size(batch_size, epochs, steps_per_epoch)
+        checkpoints = ckpt.resolve(checkpoint, checkpoint_steps, resume_from)
+        columns = self.input_schema + train.schema.select_by_name(parts.columns_read(self.outputs))
+        loader = Loader(train, size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=columns)
         self.adapt(train, catalog)
-
-        def validate() -> dict[str, float]:
-            assert validation_data is not None
-            return self.evaluate(validation_data, seen=seen, group=group)
-
+        validate = partial(self.evaluate, seen=seen, group=group)
         return lightning.run(
             self,
             loader,
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
-            validate=None if validation_data is None else validate,
+            validate=None if validation_data is None else partial(validate, validation_data),
             batch_metrics=lambda batch: scoring.batch_metrics(self, batch),
             train_metrics_steps=train_metrics_steps,
+            health_steps=health_steps,
             callbacks=callbacks,
             logger=logger,
-            resume_from=resume_from,
+            checkpoints=checkpoints,
             trainer_options=trainer_options or {},
             verbose=verbose,
         )
-
-    def _training_schema(self, train: Dataset) -> Schema:
-        extra = [name for output in self.outputs for name in output.columns()]
-        return self.input_schema + train.schema.select_by_name(list(dict.fromkeys(extra)))
 
     # ---- measuring and predicting
 

@@ -62,6 +62,20 @@ def check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
             output.predict(torch.zeros(2, dim), torch.zeros(2, dim))
 
 
+def columns_read(outputs: Sequence[ModelOutput]) -> list[str]:
+    """The columns beside the towers' own that training reads: targets, weights, negatives."""
+    return list(dict.fromkeys(name for output in outputs for name in output.columns()))
+
+
+def checked_batch_size(batch_size: int | None, epochs: int, steps_per_epoch: int | None) -> int:
+    """fit's batch_size, if it and the numbers of epochs and steps make sense."""
+    if epochs < 1 or (steps_per_epoch is not None and steps_per_epoch < 1):
+        raise ValueError(f"epochs and steps_per_epoch must be at least 1, got {epochs} and {steps_per_epoch}.")
+    if batch_size is None:
+        raise ValueError("fit needs a batch_size, such as fit(train, batch_size=1024): the number of rows in a step.")
+    return batch_size
+
+
 def ids_of_queries(query: Tower, train: Dataset) -> Tensor | None:
     """(rows,) the ids of the training data's queries, on the tower's device; None where no column tells them apart."""
     name = query_id(query)

@@ -45,7 +45,7 @@ class CrossBatchSampler(CandidateSampler):
 
     def forward(self, step: Step) -> Draw:
         """What the queue holds; in training mode the batch enters it afterwards."""
-        held = self.queue
+        held = self.queue = self._on(step.candidate.ids.device)
         if held is None or self.steps < self.warmup_steps:
             drawn = Candidates(step.candidate.ids[:0], step.candidate.vectors[:0].detach(), step.candidate.ids[:0])
         else:
@@ -60,6 +60,13 @@ class CrossBatchSampler(CandidateSampler):
             return self.frequency.log_expected_count(ids, rows)
 
         return Draw(drawn, log_expected_count)
+
+    def _on(self, device: torch.device) -> Candidates | None:
+        # no buffers, which would have one size: a resumed fit fills the queue before it moves the model to its device
+        if self.queue is None or self.queue.ids.device == device:
+            return self.queue
+        ids, vectors, counts = self.queue.ids, self.queue.vectors, self.queue.counts
+        return Candidates(ids.to(device), vectors.to(device), None if counts is None else counts.to(device))
 
     def _enter(self, batch: Candidates) -> None:
         counts = torch.ones_like(batch.ids) if batch.counts is None else batch.counts

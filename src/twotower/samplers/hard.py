@@ -61,6 +61,10 @@ class HardNegativeSampler(CandidateSampler):
                 "the hard-negative sampler does not know the catalogue yet: call model.adapt(train) before a loop of your "
                 "own (fit does it)."
             )
+        # no buffers, which would have one size: fit adapts and resumes before it moves the model to its device
+        self.ids = self.ids.to(step.candidate.ids.device)
+        if self.vectors is not None:
+            self.vectors = self.vectors.to(self.ids.device)
         now = self.steps
         self.steps += int(self.training)
         if now < self.warmup_steps:

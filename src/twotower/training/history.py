@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from twotower.health.record import Health
+
 
 @dataclass(frozen=True)
 class History:
@@ -11,9 +13,11 @@ class History:
     Args:
         history: name to one value for each epoch, such as {"loss": [5.2, 4.1], "val_recall_at_10": [.02, .05]}. A
             value that an epoch did not log is nan.
+        health: the measurements of health in their order, those within epochs too.
     """
 
     history: Mapping[str, list[float]]
+    health: tuple[Health, ...] = ()
 
     @property
     def epochs(self) -> int:

@@ -3,7 +3,6 @@
 import inspect
 import logging
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +15,17 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from twotower.data.batch import Batch, to_device
+from twotower.data.catalog import Catalog
 from twotower.data.loader import Loader
 from twotower.devices import has_bfloat16_products
+from twotower.encoder import evaluating
 from twotower.errors import unknown
+from twotower.health.record import Health
 from twotower.optimizers import clip_gradients, use_dense_gradients
+from twotower.training import checkpoint as ckpt
 from twotower.training.compiled import Compiled
 from twotower.training.history import History
+from twotower.training.watch import watching
 
 Validate = Callable[[], Mapping[str, float]]
 BatchMetrics = Callable[[Batch], Mapping[str, float]]
@@ -36,7 +40,7 @@ class Task(L.LightningModule):
         self.loader = loader
         self.batch_metrics = batch_metrics
         self.train_metrics_steps = train_metrics_steps
-        self.rng_state: Tensor | None = None
+        self.rng_state: Mapping[str, Tensor] | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step's loss; parts and asked-for batch metrics go to the log."""
@@ -69,22 +73,41 @@ class Task(L.LightningModule):
             clip_gradients(self.model.parameters(), gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The position in the data and the state of the random numbers belong to the checkpoint."""
+        """The position in the data, the state of the random numbers and the settings belong to the checkpoint."""
         position = self.loader.state_dict()
-        if self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:  # steps_per_epoch may end it early
+        if self.trainer.is_last_batch:  # steps_per_epoch may end it early
             position["batches_done"] = len(self.loader)
-        checkpoint["twotower_loader"] = position
-        checkpoint["twotower_rng"] = torch.get_rng_state()
+        # Lightning keeps the loader's position too, which does not know of epochs that end early
+        checkpoint["loops"]["fit_loop"]["state_dict"].pop("combined_loader", None)
+        checkpoint[ckpt.LOADER] = position
+        checkpoint[ckpt.RANDOM] = ckpt.random_state(self.device)
+        checkpoint[ckpt.SETTINGS] = self._settings()
+        checkpoint[ckpt.LOST] = ckpt.lost(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the batch after the last one."""
-        self.loader.load_state_dict(checkpoint["twotower_loader"])
-        self.rng_state = checkpoint["twotower_rng"]
+        """Go on with the batch after the last one, if nothing else has changed."""
+        if checkpoint[ckpt.LOST]:
+            raise ValueError(
+                f"{self.trainer.ckpt_path} lacks {checkpoint[ckpt.LOST]}, so training cannot go on exactly. Resume from a "
+                "checkpoint that fit(checkpoint=...) wrote."
+            )
+        now = self._settings()
+        self.loader.load_state_dict(checkpoint[ckpt.LOADER])
+        ckpt.check_settings(checkpoint[ckpt.SETTINGS], now)
+        ckpt.check_epochs(checkpoint["loops"], self.trainer.max_epochs or 0)
+        ckpt.check_model(checkpoint["state_dict"], self.state_dict())
+        self.rng_state = checkpoint[ckpt.RANDOM]
 
     def on_train_start(self) -> None:
-        """Dropout goes on with the numbers that an unbroken run would draw (on the CPU)."""
+        """Dropout goes on with the numbers that an unbroken run would draw."""
         if self.rng_state is not None:
-            torch.set_rng_state(self.rng_state)
+            ckpt.set_random_state(self.rng_state, self.device)
+
+    def _settings(self) -> ckpt.Settings:
+        compiled, catalog = self.model.compiled, self.model.catalog
+        assert isinstance(compiled, Compiled)
+        assert isinstance(catalog, Catalog)
+        return ckpt.settings_of(self.trainer, self.loader, compiled, len(catalog))
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning does not know Ragged."""
@@ -99,10 +122,8 @@ class Validation(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Rank the validation queries with the model as it stands."""
-        pl_module.eval()
-        with torch.no_grad():
+        with evaluating(pl_module):  # parts that were frozen in evaluation mode stay so
             values = self.validate()
-        pl_module.train()
         for name, value in values.items():
             pl_module.log(f"val_{name}", value, prog_bar=name.startswith(("recall", "ndcg")), batch_size=1)
 
@@ -118,10 +139,19 @@ class Recorder(Callback):
         logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.epochs.append({name: value for name, value in logged.items() if name != "step_loss"})
 
-    def history(self) -> History:
+    def state_dict(self) -> dict[str, Any]:
+        """For checkpoints: a resumed run tells of all its epochs."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.epochs = list(state_dict["epochs"])
+
+    def history(self, health: Sequence[Health]) -> History:
         """One list for each name."""
         names = dict.fromkeys(name for epoch in self.epochs for name in epoch)
-        return History({name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names})
+        values = {name: [epoch.get(name, math.nan) for epoch in self.epochs] for name in names}
+        return History(values, tuple(health))
 
 
 def run(
@@ -133,9 +163,10 @@ def run(
     validate: Validate | None,
     batch_metrics: BatchMetrics,
     train_metrics_steps: int,
+    health_steps: int,
     callbacks: Callback | Sequence[Callback],
     logger: Logger | Sequence[Logger] | bool,
-    resume_from: str | os.PathLike[str] | None,
+    checkpoints: ckpt.Checkpoints,
     trainer_options: Mapping[str, object],
     verbose: bool,
 ) -> History:
@@ -143,11 +174,14 @@ def run(
     recorder = Recorder()
     given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks)
     first = [Validation(validate)] if validate is not None else []
+    watch = watching(model, loader, health_steps)  # type: ignore[arg-type]
+    if checkpoints.folder is not None:
+        given.append(ckpt.StepCheckpoints(checkpoints.folder, checkpoints.steps))
     options: dict[str, object] = {
         "devices": 1,
         "max_epochs": epochs,
         "limit_train_batches": steps_per_epoch if steps_per_epoch is not None else 1.0,
-        "callbacks": [*first, *given, recorder],
+        "callbacks": [*first, *watch, *given, recorder],
         "logger": list(logger) if isinstance(logger, Sequence) else logger,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in given),
         "enable_progress_bar": verbose,
@@ -160,8 +194,15 @@ def run(
             raise ValueError(f"trainer_options: {name!r} is set by fit's own arguments; give it there.")
         if name not in _trainer_arguments():
             raise ValueError(unknown("option of Lightning's Trainer", name, _trainer_arguments()))
+    if "max_steps" in trainer_options and (checkpoints.folder or checkpoints.resume_from):
+        raise ValueError(
+            "trainer_options: with max_steps Lightning does not go on at the step where it stopped, so it cannot be used "
+            "together with checkpoint and resume_from. Use epochs and steps_per_epoch."
+        )
+    plugins = trainer_options.get("plugins") or []
+    whole = [*(plugins if isinstance(plugins, Sequence) else [plugins]), ckpt.VerifiedFiles()]
     with _quiet():
-        trainer = L.Trainer(**(options | dict(trainer_options)))  # type: ignore[arg-type]
+        trainer = L.Trainer(**(options | dict(trainer_options) | {"plugins": whole}))  # type: ignore[arg-type]
         if trainer.world_size > 1:
             raise ValueError(
                 f"fit trains in one process, but the Trainer asks for {trainer.world_size}; give devices=1."
@@ -175,14 +216,13 @@ def run(
         task = Task(model, loader, batch_metrics, train_metrics_steps)
         model.train()  # a loaded model comes in evaluation mode
         try:
-            trainer.fit(
-                task, train_dataloaders=loader, ckpt_path=None if resume_from is None else os.fspath(resume_from)
-            )
+            resume_from = None if checkpoints.resume_from is None else str(checkpoints.resume_from)
+            trainer.fit(task, train_dataloaders=loader, ckpt_path=resume_from)
         finally:
             use_dense_gradients(model)
         model.optimizer_state = trainer.optimizers[0].state_dict()  # type: ignore[assignment]
     model.eval()
-    return recorder.history()
+    return recorder.history([health for each in watch for health in each.records])
 
 
 def _trainer_arguments() -> list[str]:
