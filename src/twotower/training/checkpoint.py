@@ -1,11 +1,12 @@
 """Checkpoints of fit: when they are written, how they are read, and what must agree for training to go on exactly."""
 
 import hashlib
+import inspect
 import os
 import pickle
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import CheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.data.loader import Loader
 from twotower.files import PathLike, remove_asides, written_aside
@@ -238,7 +239,9 @@ class StepCheckpoints(Checkpoint):
 # ---- what must agree
 
 
-def settings_of(trainer: L.Trainer, loader: Loader, compiled: Compiled, candidates: int) -> Settings:
+def settings_of(
+    trainer: L.Trainer, loader: Loader, compiled: Compiled, candidates: int, outputs: Sequence[nn.Module]
+) -> Settings:
     """What decides the numbers beside the model and the position in the data."""
     return {
         "data": loader.fingerprint(),
@@ -257,7 +260,22 @@ def settings_of(trainer: L.Trainer, loader: Loader, compiled: Compiled, candidat
         "table_learning_rate": compiled.table_learning_rate,
         "losses": {name: _by_name(loss) for name, loss in compiled.losses.items()},
         "loss_weights": dict(compiled.loss_weights),
+        "outputs": _plain(outputs),
     }
+
+
+def _plain(value: object) -> Any:
+    """A module as the arguments that it was made with, and so on down to plain values."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        return [_plain(part) for part in value]
+    if isinstance(value, nn.Module):
+        names = [
+            name for name in inspect.signature(type(value)).parameters if name in vars(value) or name in value._modules
+        ]
+        return {"class": type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
+    return type(value).__name__
 
 
 def _by_name(choice: object) -> str:
