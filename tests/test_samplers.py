@@ -465,7 +465,11 @@ def test_hard_negatives_stand_below_the_top_and_are_refreshed() -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_unknown_items_in_training_rows_are_positives_but_never_drawn(name: str, correction: str) -> None:
     """The Preprocessor's id for unknown items has no row in the catalogue, and no sampler but the batch knows it."""
-    rows = {"u": [n % 7 for n in range(60)], "i": [n % 13 for n in range(60)], "colour": [n % 13 % 3 for n in range(60)]}
+    rows = {
+        "u": [n % 7 for n in range(60)],
+        "i": [n % 13 for n in range(60)],
+        "colour": [n % 13 % 3 for n in range(60)],
+    }
     columns = {
         "u": tt.Categorical(tt.Tags.USER_ID),
         "i": tt.Categorical(tt.Tags.ITEM_ID),

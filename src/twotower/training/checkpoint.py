@@ -260,22 +260,26 @@ def settings_of(
         "table_learning_rate": compiled.table_learning_rate,
         "losses": {name: _by_name(loss) for name, loss in compiled.losses.items()},
         "loss_weights": dict(compiled.loss_weights),
-        "outputs": _plain(outputs),
+        **_arguments(outputs, "outputs"),
     }
 
 
-def _plain(value: object) -> Any:
-    """A module as the arguments that it was made with, and so on down to plain values."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+def _arguments(value: object, name: str) -> Settings:
+    """What a module was made with, down to plain values, each under the path to it."""
     if isinstance(value, (list, tuple, nn.ModuleList)):
-        return [_plain(part) for part in value]
-    if isinstance(value, nn.Module):
-        names = [
-            name for name in inspect.signature(type(value)).parameters if name in vars(value) or name in value._modules
-        ]
-        return {"class": type(value).__name__, **{name: _plain(getattr(value, name)) for name in names}}
-    return type(value).__name__
+        parts = {f"{name}[{number}]": part for number, part in enumerate(value)}
+        found: Settings = {name: len(value)}
+    elif isinstance(value, nn.Module):
+        known = {**vars(value), **value._modules}
+        given = [argument for argument in inspect.signature(type(value)).parameters if argument in known]
+        parts = {f"{name}.{argument}": getattr(value, argument) for argument in given}
+        found = {name: type(value).__name__}
+    else:
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        return {name: value if plain else type(value).__name__}
+    for path, part in parts.items():
+        found |= _arguments(part, path)
+    return found
 
 
 def _by_name(choice: object) -> str:
