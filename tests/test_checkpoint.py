@@ -358,6 +358,8 @@ def test_options_are_checked_before_training(
         ({"steps_per_epoch": 5}, r"'steps_per_epoch': \(1\.0, 5\)"),
         ({"trainer_options": {"accumulate_grad_batches": 2}}, r"'accumulate_grad_batches': \(1, 2\)"),
         ({"model": build(learning_rate=0.02)}, r"'learning_rate': \(0\.01, 0\.02\)"),
+        ({"model": build(logits_temperature=0.5)}, r"'outputs\[0\]\.logits_temperature': \(1\.0, 0\.5\)"),
+        ({"model": build(capacity=63)}, r"'outputs\[0\]\.negative_samplers\[2\]\.capacity': \(64, 63\)"),
         ({"model": build(width=9)}, r"of another model; .*weight.*\(8, 16\), \(9, 16\)"),
     ],
     ids=lambda value: None if isinstance(value, dict) else value,

@@ -258,7 +258,81 @@ def test_known_positives_from_a_column_of_fixed_lists_or_of_none() -> None:
         adapted(known_positives="in-batch", downscore_false_negatives=False)
 
 
+# ---- targets
+
+
+def test_refused_candidates_stay_negatives() -> None:
+    """Zero vectors: the loss is the log of how many contend, so each refused candidate of the query adds one."""
+    user, item = torch.tensor([0, 0, 0, 1]), torch.tensor([4, 5, 6, 7])
+    batch = {"weight": torch.ones(4), "click": torch.tensor([1, 0, 1, 1])}
+    step = Step(
+        batch, torch.zeros(2, 2), Candidates(item, torch.zeros(4, 2)), lambda ids: torch.zeros(len(ids), 2),
+        user, torch.arange(4), torch.tensor([0, 1]),
+    )  # fmt: skip
+    for options, contenders in (
+        ({}, (4, 4, 4)),
+        ({"known_positives": "in-batch"}, (3, 3, 4)),  # of the three of user 0, the other that was clicked is none
+    ):
+        out = output(logq_sampling_correction=False, target="click", **options)
+        assert out(step).item() == pytest.approx(sum(math.log(n) for n in contenders) / 3, rel=1e-6)
+    turned = output(logq_sampling_correction=False, target="click", two_directional=1.0)
+    same = Step(
+        {"weight": torch.ones(3), "click": torch.tensor([1, 0, 1])}, torch.zeros(3, 2),
+        Candidates(torch.tensor([4]), torch.zeros(1, 2)), lambda ids: torch.zeros(len(ids), 2),
+        torch.arange(3), torch.zeros(3, dtype=torch.int64), torch.arange(3),
+    )  # fmt: skip
+    # item 4 was taken by users 0 and 2 and refused by 1, who stays in the sum of both
+    assert turned(same).item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+# ---- which losses are corrected
+
+
+@pytest.mark.parametrize("name", ["bpr", "psl", "ccl", "bce"])
+def test_losses_without_a_sum_over_the_catalogue_are_corrected_on_demand_only(name: str) -> None:
+    world = World()
+    values = {}
+    for correction in (True, False, "logq"):
+        out = adapted(logq_sampling_correction=correction)
+        values[correction] = out(world.step(USER, ITEM, weight=WEIGHT), name).item()
+    assert values[True] == values[False] != values["logq"]
+    softmax = [
+        adapted(logq_sampling_correction=c)(world.step(USER, ITEM, weight=WEIGHT)).item() for c in (True, "logq", False)
+    ]
+    assert softmax[0] == softmax[1] != softmax[2]
+
+
+@pytest.mark.parametrize("name", ["bpr", "slatk"])
+def test_blocks_of_rows_are_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    results = []
+    for elements in (2**26, 1, 30):
+        monkeypatch.setattr("twotower.outputs.contest.BLOCK_ELEMENTS", elements)
+        columns = {"history": tt.Ragged.from_lists(HISTORY), "shown": tt.Ragged.from_lists(SHOWN)}
+        out = adapted(["in-batch", tt.ColumnSampler("shown")], known_positives=["in-batch", "history"])
+        value = out(world.step(USER, ITEM, weight=WEIGHT, **columns), name)
+        results.append((value.detach(), world.gradients(value)))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-12, atol=1e-14)
+
+
 # ---- temperature
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"prefixes": (0,)}, r"widths of at least 1, such as \(16, 32\); got \(0,\)"),
+        ({"logits_temperature": math.inf}, "above 0 and finite, or a LearnedTemperature.*got inf"),
+        ({"negative_samplers": ["in-batch", "in-batch"]}, "'in-batch' is in the list twice"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, object], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        tt.ContrastiveOutput(tt.DotProduct(), schema=SCHEMA, **options)
+    with pytest.raises(ValueError, match="are wider than the towers' 3 numbers"):
+        world = World()
+        adapted(prefixes=(99,))(world.step(USER, ITEM, weight=WEIGHT))
 
 
 def test_a_learnt_temperature_has_its_gradient_and_stays_within_its_bounds() -> None:

@@ -17,7 +17,7 @@ LINE = [
     "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
     "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
     "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch",
-    "samplers.weighted", "samplers.popularity", "samplers.uniform", "samplers.catalog", "samplers.cross_batch",
+    "samplers.uniform", "samplers.weighted", "samplers.popularity", "samplers.catalog", "samplers.cross_batch",
     "samplers.explicit", "samplers.hard", "samplers", "outputs.base", "outputs.known", "outputs.contest",
     "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
     "optimizers.clipping", "optimizers", "health.measures", "health.record", "health.findings", "training.compiled",

@@ -358,3 +358,37 @@ def test_true_precisions_take_lists(precision: str) -> None:
     )
     history = model.fit(data, batch_size=10, verbose=False, trainer_options={"precision": precision})
     assert math.isfinite(history.history["loss"][0])
+
+
+def test_a_query_tower_of_numbers_alone() -> None:
+    """No column tells queries apart, and none must be mistaken for an id."""
+    data = clubs(rows=500)
+    _, item = towers(data)
+    user = tt.Encoder(data.schema.select_by_name(["user_height"]), tt.MLPBlock([16]))
+    history = tt.TwoTowerModelV2(user, item).fit(data, batch_size=100, epochs=2, verbose=False)
+    assert history.history["loss"][1] < history.history["loss"][0]
+
+
+def test_freezing_between_two_fits_asks_for_compile() -> None:
+    data = clubs(rows=300)
+    model = two_tower(data)
+    model.fit(data, batch_size=100, verbose=False)
+    model.query.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"other trainable parameters than in its last fit.*call compile\(\) again"):
+        model.fit(data, batch_size=100, verbose=False)
+    model.compile()
+    model.fit(data, batch_size=100, verbose=False)
+    model.requires_grad_(False)
+    model.compile()
+    with pytest.raises(ValueError, match="nothing to train: every parameter is frozen"):
+        model.fit(data, batch_size=100, verbose=False)
+
+
+@on_any_processor
+def test_a_model_in_another_precision_predicts_too() -> None:
+    data = clubs(rows=400)
+    for precision in ("bf16-true", "64-true"):
+        model = two_tower(data)
+        model.fit(data, batch_size=100, verbose=False, validation_data=data, trainer_options={"precision": precision})
+        assert 0 <= model.evaluate(data)["recall_at_10"] <= 1
+        assert model.predict(data).isfinite().all()

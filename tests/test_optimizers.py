@@ -205,3 +205,26 @@ def test_after_fit_the_tables_take_any_optimizer_again() -> None:
         model.compile(table_optimizer="lazyadam")
     with pytest.raises(ValueError, match="table_learning_rate=0.1 needs a table_optimizer"):
         model.compile(table_learning_rate=0.1)
+
+
+def test_tied_tables_are_updated_once() -> None:
+    column = id_column("x", Tags.ITEM_ID, ROWS - 1)
+    one, other = (tt.EmbeddingTable(DIM, column, embeddings_initializer="zeros") for _ in range(2))
+    other.weight = one.weight
+    optimizer = make_optimizer(nn.ModuleList([one, other]), "sgd", 0.1, table_optimizer="sgd")
+    one(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert one.weight[1].tolist() == pytest.approx([-0.1] * DIM)
+
+
+def test_split_optimizers_can_be_copied_and_refuse_what_would_never_step() -> None:
+    a, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
+    optimizer = SplitOptimizer([torch.optim.SGD([a], lr=0.1), RowSGD([b], lr=0.1)])
+    twin = copy.deepcopy(optimizer)
+    [theirs, rows] = [group["params"][0] for group in twin.param_groups]
+    (theirs.sum() + rows.sum()).backward()
+    twin.step()
+    assert theirs.tolist() == rows.tolist() == [[pytest.approx(0.9)] * 2] * 2
+    assert a.tolist() == b.tolist() == [[1.0, 1.0]] * 2
+    with pytest.raises(ValueError, match="takes no more parameter groups"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import twotower as tt
-from tests.worlds import id_column
+from tests.worlds import clubs, id_column
 from twotower.candidates import Candidates
 from twotower.samplers import SAMPLERS
 
@@ -267,6 +267,107 @@ def test_corrected_sum_over_a_queue_with_the_batch_is_unbiased() -> None:
     assert error < 0.02 * f.sum().item()
 
 
+def test_a_full_queue_with_ids_in_order_of_popularity_is_unbiased() -> None:
+    """Batches are sorted by id, so that cutting one in the middle would forget the popular items first."""
+    generator = torch.Generator().manual_seed(9)
+    p = 1 / (1 + torch.arange(30, dtype=torch.float64))
+    events = torch.cat([torch.multinomial(p, 20_000, replacement=True, generator=generator), torch.arange(30)])
+    f = torch.rand(30, generator=generator).exp()
+    queue = tt.CrossBatchSampler(capacity=20, warmup_steps=0)  # about one and a half batches
+    queue.adapt(events, events.unique())
+    sums = []
+    for _ in range(6000):
+        ids, counts = events[torch.randint(len(events), (24,), generator=generator)].unique(return_counts=True)
+        drawn = queue(step(Candidates(ids, torch.zeros(len(ids), 2), counts)))
+        pool = drawn.candidates
+        assert len(pool) <= 20
+        if pool.counts is not None and len(pool):
+            sums.append((pool.counts * f[pool.ids] / drawn.log_expected_count(pool.ids).exp()).sum())
+    estimate = torch.stack(sums)
+    error = 2 * (estimate.std() / len(sums) ** 0.5).item()  # a batch stays for about one and a half draws
+    assert abs(estimate.mean().item() - f.sum().item()) < 4 * error
+    assert error < 0.03 * f.sum().item()
+    with pytest.raises(ValueError, match="21 distinct candidates, more than the queue's capacity=20"):
+        queue(step(Candidates(torch.arange(21), torch.zeros(21, 2))))
+
+
+def test_a_queue_of_other_data_starts_anew() -> None:
+    queue = tt.CrossBatchSampler(capacity=20, warmup_steps=0)
+    for ids, kept in ((torch.arange(5), 0), (torch.arange(3, 9), 0), (torch.arange(9), 6)):
+        queue.adapt(ids, ids)
+        assert len(queue(step(Candidates(ids, torch.zeros(len(ids), 2)))).candidates) == kept
+
+
+@pytest.mark.parametrize("repeated_rows", [False, True])
+def test_corrected_sum_with_estimated_frequencies_is_unbiased(repeated_rows: bool) -> None:
+    """An item that a batch holds many times counts once, since what is estimated is whether the batch holds it."""
+    generator = torch.Generator().manual_seed(4)
+    p = 1 / (1 + torch.arange(20, dtype=torch.float64))
+    sampler = tt.InBatchSamplerV2(
+        tt.StreamingFrequency(num_buckets=4096, num_hashes=1, learning_rate=0.002, initial_gap=3)
+    )
+    f = torch.rand(20, generator=generator).exp()
+    sums = []
+    for number in range(9000):
+        rows = torch.multinomial(p, 40, replacement=True, generator=generator)
+        ids, counts = rows.unique(return_counts=True)
+        batch = (
+            Candidates(rows, torch.zeros(40, 2)) if repeated_rows else Candidates(ids, torch.zeros(len(ids), 2), counts)
+        )
+        drawn = sampler(step(batch))
+        pool = drawn.candidates
+        assert pool.total() == len(pool) == len(ids)
+        if number >= 3000:
+            sums.append((f[pool.ids] / drawn.log_expected_count(pool.ids).exp()).sum())
+    # the first item is expected 11 times in a batch: counted by its rows it would weigh 11 times too much
+    assert torch.stack(sums).mean().item() == pytest.approx(f.sum().item(), rel=0.02)
+
+
+def test_distinct_draws_from_many_ids_are_the_same_race() -> None:
+    """From many ids few are drawn by their arrivals, which costs little: the sum stays unbiased, each id as often as its E says."""
+    weights = 1 / (1 + torch.arange(400, dtype=torch.float64))
+    sampler = tt.PopularitySampler(6, weights=weights, seed=5)
+    f = torch.rand(400, generator=torch.Generator().manual_seed(2)).exp()
+    sums, count, expected = [], torch.zeros(400), torch.zeros(400, dtype=torch.float64)
+    for _ in range(6000):
+        drawn = draw(sampler)
+        ids = drawn.candidates.ids
+        assert len(ids.unique()) == 6
+        count[ids] += 1
+        expected += drawn.log_expected_count(torch.arange(400)).exp() / 6000
+        sums.append((f[ids] / drawn.log_expected_count(ids).exp()).sum())
+    assert sampler._cumulated().draws_for(7) < 100
+    estimate = torch.stack(sums)
+    error = (estimate.std() / len(sums) ** 0.5).item()
+    assert abs(estimate.mean().item() - f.sum().item()) < 4 * error
+    spread = (expected * (1 - expected) / 6000).sqrt() + 1e-3
+    assert ((count / 6000 - expected).abs() < 5 * spread).all()
+
+
+def test_hard_negatives_are_mined_as_in_prediction_and_need_enough_candidates() -> None:
+    data = clubs()
+    hard = tt.HardNegativeSampler(num_negatives=2, skip=3, warmup_steps=0)
+    item = tt.Encoder(
+        data.schema.select_by_tag(tt.Tags.ITEM), tt.MLPBlock([16], dropout=0.5, normalization="batch_norm")
+    )
+    user = tt.Encoder(data.schema.select_by_tag(tt.Tags.USER), tt.MLPBlock([16]))
+    model = tt.TwoTowerModelV2(user, item, negative_samplers=["in-batch", hard]).adapt(data)
+    norm = next(part for part in item.modules() if isinstance(part, torch.nn.BatchNorm1d))
+    model.loss(tt.sample_batch(data, 50))
+    assert hard.vectors is not None
+    # batch statistics saw the batch and the mined negatives, but not the mining
+    assert int(norm.num_batches_tracked) == 2
+    state = {name: value.clone() for name, value in item.state_dict().items()}
+    model.loss(tt.sample_batch(data, 50))
+    hard.vectors = None
+    item.load_state_dict(state)
+    mined = model._encode_fixed(hard.ids)
+    item.eval()
+    torch.testing.assert_close(mined, item(model.catalog.lookup(hard.ids)))
+    with pytest.raises(ValueError, match="skip=40 places of each ranking, but there are only 40 candidates"):
+        tt.HardNegativeSampler(skip=40).adapt(torch.arange(40), torch.arange(40))
+
+
 def test_the_queue_warms_up_and_forgets_the_oldest() -> None:
     queue = tt.CrossBatchSampler(capacity=3, warmup_steps=2)
     queue.adapt(torch.arange(10), torch.arange(10))
@@ -278,7 +379,7 @@ def test_the_queue_warms_up_and_forgets_the_oldest() -> None:
     assert draw_after(1, 2) == []
     assert draw_after(3) == []
     assert draw_after(4) == [1, 2, 3]
-    assert draw_after(5) == [2, 3, 4]
+    assert draw_after(5) == [3, 4]  # the batch of 1 and 2 went as a whole: a part of it is no sample
     queue.eval()
     assert draw_after(6) == [3, 4, 5]
     assert draw_after(7) == [3, 4, 5]
@@ -364,7 +465,11 @@ def test_hard_negatives_stand_below_the_top_and_are_refreshed() -> None:
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
 def test_unknown_items_in_training_rows_are_positives_but_never_drawn(name: str, correction: str) -> None:
     """The Preprocessor's id for unknown items has no row in the catalogue, and no sampler but the batch knows it."""
-    rows = {"u": [n % 7 for n in range(60)], "i": [n % 9 for n in range(60)], "colour": [n % 3 for n in range(60)]}
+    rows = {
+        "u": [n % 7 for n in range(60)],
+        "i": [n % 13 for n in range(60)],
+        "colour": [n % 13 % 3 for n in range(60)],
+    }
     columns = {
         "u": tt.Categorical(tt.Tags.USER_ID),
         "i": tt.Categorical(tt.Tags.ITEM_ID),

@@ -39,18 +39,20 @@ class Record(Callback):
             raise Stopped
 
 
-def build(width: int = 8, learning_rate: float = 0.01) -> tt.RetrievalModelV2:
+def build(width: int = 8, learning_rate: float = 0.01, capacity: int = 64, **options: Any) -> tt.RetrievalModelV2:
     """Everything that has a state: dropout, rows of tables, estimated frequencies, draws, a queue, mined negatives."""
     torch.manual_seed(0)
     sides = (clubs(rows=1).schema.select_by_tag(tag) for tag in (Tags.USER, Tags.ITEM))
     samplers = [
         tt.InBatchSamplerV2(tt.StreamingFrequency(num_buckets=256)),
         tt.UniformSampler(max_num_samples=8),
-        tt.CrossBatchSampler(capacity=64, warmup_steps=2),
+        tt.CrossBatchSampler(capacity=capacity, warmup_steps=2),
         tt.HardNegativeSampler(num_negatives=2, skip=2, refresh_steps=3, warmup_steps=3),
     ]
     model = tt.TwoTowerModelV2(
-        *(tt.Encoder(side, tt.MLPBlock([16, width], dropout=0.3)) for side in sides), negative_samplers=samplers
+        *(tt.Encoder(side, tt.MLPBlock([16, width], dropout=0.3)) for side in sides),
+        negative_samplers=samplers,
+        **options,
     )
     model.compile(learning_rate=learning_rate, table_optimizer="lazy_adam", metrics=["recall_at_10"])
     return model

@@ -52,6 +52,7 @@ class Step:
         query: (Q, D) the vectors of the distinct queries.
         candidate: the distinct candidates of the batch; `counts` says how many rows each stands in.
         encode: the candidate tower on ids (M,), to (M, D), with the features of the catalogue and with gradient.
+        encode_fixed: the same as in prediction, without gradient, dropout or batch statistics; None takes `encode`.
         query_row: (B,) which of the Q queries each row has; None when row i has query i.
         candidate_row: (B,) the same for candidates.
         query_ids: (Q,) the ids of the queries, None where no column tells them apart.
@@ -64,6 +65,7 @@ class Step:
     query_row: Int[Tensor, "B"] | None = None
     candidate_row: Int[Tensor, "B"] | None = None
     query_ids: Int[Tensor, "Q"] | None = None
+    encode_fixed: EncodeIds | None = None
 
     def queries(self) -> Float[Tensor, "B D"]:
         """The query vector of each row."""

@@ -34,7 +34,7 @@ def encode_distinct(
     some = next(iter(columns.values()))
     every = torch.arange(len(some), device=some.device)
     ids = batch.get(id_name) if id_name is not None else None
-    if not isinstance(ids, Tensor) or ids.ndim != 1 or tower.mixes_rows:
+    if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point() or tower.mixes_rows:
         return encode_in_parts(tower, columns, rows_at_once), None, every
     distinct, row = torch.unique(ids, return_inverse=True)
     first = torch.empty_like(distinct).scatter_(0, row, every)
@@ -73,10 +73,10 @@ def encode_in_parts(tower: Tower, columns: Batch, rows_at_once: int | None) -> F
 
 
 def query_id(tower: Tower) -> str | None:
-    """The column that tells queries apart: the one tagged USER_ID, or a tower's only column."""
-    tagged = tower.schema.select_by_tag(Tags.USER_ID).column_names
-    names = tagged if len(tagged) == 1 else tower.schema.column_names
-    return names[0] if len(names) == 1 else None
+    """The column that tells queries apart: the one tagged USER_ID, or a tower's only column if it holds ids."""
+    tagged = tower.schema.select_by_tag(Tags.USER_ID)
+    columns = tagged if len(tagged) == 1 else tower.schema
+    return columns.first.name if len(columns) == 1 and columns.first.int_domain is not None else None
 
 
 def _same(once: Tensor | Ragged, row: Row, every: Tensor | Ragged) -> bool:

@@ -11,7 +11,7 @@ from twotower.blocks.embedding import EmbeddingTable
 from twotower.blocks.initializers import Initializer
 from twotower.blocks.inputs import InputBlockV2
 from twotower.data.arrow import from_tensor
-from twotower.data.batch import Batch, column, example_batch, to_device
+from twotower.data.batch import Batch, column, example_batch, in_precision, to_device
 from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
 from twotower.data.ragged import Ragged
@@ -64,6 +64,11 @@ class Encoder(nn.Module):
         return self._run(batch)
 
     def _run(self, batch: Batch) -> Tensor:
+        kind = next((p.dtype for p in self.parameters()), torch.float32)
+        if (
+            kind != torch.float32
+        ):  # a model in another precision reads its columns in it, in training and prediction alike
+            batch = in_precision(batch, kind)
         hidden = self.inputs(self.pre(batch) if self.pre is not None else batch)
         for block in self.blocks:
             hidden = block(hidden)

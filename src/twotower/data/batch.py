@@ -42,6 +42,11 @@ def to_device(batch: Mapping[str, Tensor | Ragged], device: torch.device | str) 
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
 
 
+def in_precision(batch: Mapping[str, Tensor | Ragged], dtype: torch.dtype) -> Batch:
+    """Numbers in a precision; ids stay."""
+    return {name: c.to(dtype) if isinstance(c, Tensor) and c.is_floating_point() else c for name, c in batch.items()}
+
+
 def column(batch: Mapping[str, Tensor | Ragged], name: str) -> Tensor | Ragged:
     """One column; ValueError with the columns that came when it is missing."""
     if name not in batch:

@@ -10,12 +10,17 @@ from twotower.losses.pointwise import bce, ccl, gbce
 from twotower.losses.softmax import bsl, psl, slatk, softmax
 
 __all__ = [
-    "LOSSES", "Loss", "bce", "bpr", "bpr_max", "bsl", "ccl", "fused_softmax", "gbce", "hinge", "logistic", "psl", "slatk",
+    "LOSSES", "UNCORRECTED", "Loss",
+    "bce", "bpr", "bpr_max", "bsl", "ccl", "fused_softmax", "gbce", "hinge", "logistic", "psl", "slatk",
     "softmax", "top1", "top1_max", "top1_v2",
 ]  # fmt: skip
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+# losses that estimate no sum over the catalogue, which is what the sampling-bias correction puts right
+UNCORRECTED: tuple[Callable[..., Tensor], ...] = (
+    bpr, bpr_max, top1, top1_v2, top1_max, logistic, hinge, bce, gbce, ccl, psl,
+)  # fmt: skip
 # gbce must be told the sampling rate, so it has no name: loss=functools.partial(gbce, sampling_rate=...)
 LOSSES: dict[str, Loss] = {
     "softmax": softmax,

@@ -1,6 +1,7 @@
 """RetrievalModelV2: two towers, their outputs, and the verbs of a model's life."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset, Source
 from twotower.data.loader import Loader
 from twotower.distinct import encode_in_parts
-from twotower.encoder import Tower, embeddings_dataset, encode
+from twotower.encoder import Tower, embeddings_dataset, encode, evaluating
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
@@ -111,6 +112,7 @@ class RetrievalModelV2(nn.Module):
         """The training loss under "loss" and, if it has several parts, each part under its name."""
         at_once = self.compiled.encode_rows
         step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids, at_once)
+        step = replace(step, encode_fixed=self._encode_fixed)
         values = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
         weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=step.query.device)
         total = (torch.stack(list(values.values())) * weights).sum()
@@ -128,6 +130,11 @@ class RetrievalModelV2(nn.Module):
         if catalog.ids.device != ids.device:
             self.catalog = catalog = catalog.to(ids.device)
         return encode_in_parts(self.candidate, catalog.lookup(ids), self.compiled.encode_rows)
+
+    def _encode_fixed(self, ids: Tensor) -> Tensor:
+        """The same as in prediction."""
+        with evaluating(self.candidate):
+            return self._encode_ids(ids)
 
     def _known_catalog(self, why: str) -> Catalog:
         if self.catalog is None:

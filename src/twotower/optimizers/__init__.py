@@ -60,8 +60,12 @@ def make_optimizer(
     use_dense_gradients(module)
     for table in tables:
         table.row_gradients = True
-    weights = {table.weight for table in tables}
-    rest = [p for p in module.parameters() if p.requires_grad and p not in weights]
+    weights = list(dict.fromkeys(table.weight for table in tables))  # tied tables have one
+    rest = [p for p in module.parameters() if p.requires_grad and not any(p is weight for weight in weights)]
+    if not rest and not weights:
+        raise ValueError(
+            "nothing to train: every parameter is frozen. Call requires_grad_(True) on a part of the model."
+        )
     parts = [_dense(optimizer, learning_rate, rest)] if rest else []
     if tables:
         name = table_optimizer or choose("optimizer", str(optimizer), OPTIMIZERS)[2]
@@ -69,7 +73,7 @@ def make_optimizer(
         assert made is not None
         kind, default = made
         rate = default if learning_rate is None else learning_rate
-        parts.append(kind([t.weight for t in tables], lr=rate if table_learning_rate is None else table_learning_rate))
+        parts.append(kind(weights, lr=rate if table_learning_rate is None else table_learning_rate))
     return parts[0] if len(parts) == 1 else SplitOptimizer(parts)
 
 

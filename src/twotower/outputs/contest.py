@@ -64,9 +64,11 @@ class Contest:
         negative = logits.pool_scores(self.query[row], self.pool.vectors) if scores is None else scores[row]
         if self.pool_correction is not None:
             negative = logits.correct(negative, self.pool_correction)
-        hidden = torch.zeros(len(self.positives.query_row), len(self.pool), dtype=torch.bool, device=row.device)
-        hidden[self.hidden.row, self.hidden.column] = True
-        negative = logits.mask(negative, hidden[part])
+        first, last, _ = part.indices(len(self.positives.query_row))
+        within = (self.hidden.row >= first) & (self.hidden.row < last)
+        hidden = torch.zeros(negative.shape, dtype=torch.bool, device=row.device)
+        hidden[self.hidden.row[within] - first, self.hidden.column[within]] = True
+        negative = logits.mask(negative, hidden)
         if self.pool.counts is not None:
             negative = negative.repeat_interleave(self.pool.counts, dim=1)
         return negative if self.own is None else torch.cat([negative, self.own_padded()[part]], dim=1)

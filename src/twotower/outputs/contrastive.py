@@ -1,7 +1,9 @@
 """ContrastiveOutput: the positive against a pool of sampled candidates."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -12,7 +14,7 @@ from twotower.candidates import Candidates, Step, rows
 from twotower.data.batch import scalar_column
 from twotower.errors import choose, explain_options
 from twotower.logits import LearnedTemperature
-from twotower.losses import LOSSES, fused_softmax, softmax
+from twotower.losses import LOSSES, UNCORRECTED, fused_softmax, softmax
 from twotower.losses.fused import Hidden, Positives, Workspace
 from twotower.outputs.base import DotProduct, ModelOutput, RowLoss
 from twotower.outputs.contest import Contest, exact, in_blocks
@@ -38,13 +40,14 @@ class ContrastiveOutput(ModelOutput):
             draws form one pool.
         schema: holds the candidate id column; with one column, or one tagged ITEM_ID.
         logits_temperature: T > 0, or a LearnedTemperature; in training only, predictions are plain dot products.
-        logq_sampling_correction: True or "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
+        logq_sampling_correction: "logq" corrects positive and pool for sampling bias (Yi et al., RecSys 2019,
             equation 4) with the summed expected counts of all samplers; a positive that none of them can draw stays as it
             is. "corrected" leaves the positive as it is, since
             it was not sampled, and its row out of the pool's expected counts (Khrylchenko et al., "Correcting the LogQ
             Correction", RecSys 2025, arXiv 2507.09331): the sum is unbiased also for items that fill the batch. (The
             weight 1 - P of the paper is what the gradient of a softmax with its positive in the sum has by itself.)
-            False does not correct.
+            False does not correct. True is "logq" for softmax, bsl, slatk and functions of your own, and False for the losses
+            that estimate no sum over the catalogue: bpr, top1 and their kin, logistic, hinge, bce, gbce, ccl and psl.
         downscore_false_negatives: mask pool candidates that are the row's own positive.
         known_positives: what else is no negative of a row: "in-batch", the other candidates of its query in the batch
             (the query tower needs a USER_ID column), and names of columns with lists of candidate ids, such as a history.
@@ -81,8 +84,9 @@ class ContrastiveOutput(ModelOutput):
         super().__init__(name, LOSSES, target, sample_weight)
         if not isinstance(to_call, (DotProduct, ColumnSchema, Schema)):
             raise TypeError(f"to_call must be DotProduct() or the candidate id's column, got {type(to_call).__name__}.")
-        if not isinstance(logits_temperature, LearnedTemperature) and not logits_temperature > 0:
-            raise ValueError(f"logits_temperature must be above 0, got {logits_temperature}.")
+        _check_temperature(logits_temperature)
+        if any(not isinstance(width, int) or width < 1 for width in prefixes):
+            raise ValueError(f"prefixes are widths of at least 1, such as (16, 32); got {prefixes!r}.")
         if not 0 <= two_directional <= 1:
             raise ValueError(f"two_directional is a share of the loss, 0 to 1; got {two_directional}.")
         self.candidate_id = _candidate_id(to_call, schema)
@@ -98,7 +102,7 @@ class ContrastiveOutput(ModelOutput):
         correction = logq_sampling_correction
         if not isinstance(correction, str):
             correction = "logq" if correction else "none"
-        self._corrects_pool, self._corrects_positive = choose("logq_sampling_correction", correction, CORRECTIONS)
+        self._correction = choose("logq_sampling_correction", correction, CORRECTIONS)
         self.query_frequency = CountFrequency()
         self._workspace = Workspace()
         if correction == "corrected" and not downscore_false_negatives:
@@ -152,18 +156,20 @@ class ContrastiveOutput(ModelOutput):
     def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
         """The mean loss of the batch's positives."""
         chosen = self.resolve_loss(loss)
-        contest = self._contest(step)
+        contest = self._contest(step, *self._corrects(chosen))
+        if any(width > contest.query.shape[1] for width in self.prefixes):
+            raise ValueError(f"prefixes {self.prefixes} are wider than the towers' {contest.query.shape[1]} numbers.")
         parts = [self._loss(chosen, contest.cut(width)) for width in (*self.prefixes, contest.query.shape[1])]
         value = torch.stack(parts).mean()
         if not self.two_directional:
             return value
         return (1 - self.two_directional) * value + self.two_directional * self._loss(
-            chosen, self._turned(step, contest)
+            chosen, self._turned(step, contest, *self._corrects(chosen))
         )
 
     def logits(self, step: Step) -> tuple[Float[Tensor, "B"], Float[Tensor, "B N"]]:
         """Training logits of the positives (B,) and of the pool (B, N), -inf where masked: what the loss is taken of."""
-        contest = self._contest(step)
+        contest = self._contest(step, *self._corrects(softmax))
         with torch.autocast(step.query.device.type, enabled=False):
             return contest.positive(), contest.negative(slice(None))
 
@@ -182,7 +188,14 @@ class ContrastiveOutput(ModelOutput):
             self._workspace,
         )  # fmt: skip
 
-    def _contest(self, step: Step) -> Contest:
+    def _corrects(self, loss: RowLoss) -> tuple[bool, bool]:
+        """Whether the pool is corrected, and whether the positive is too."""
+        base = loss.func if isinstance(loss, partial) else loss
+        if self.logq_sampling_correction is True and base in UNCORRECTED:
+            return CORRECTIONS["none"]
+        return self._correction
+
+    def _contest(self, step: Step, corrects_pool: bool, corrects_positive: bool) -> Contest:
         drawn = [sampler(step) for sampler in self._samplers()]
         own = [d for d in drawn if d.row is not None]
         shared = [d for d in drawn if d.row is None and len(d.candidates)]  # a queue that fills up draws nobody yet
@@ -190,18 +203,18 @@ class ContrastiveOutput(ModelOutput):
         with torch.autocast(step.query.device.type, enabled=False):
             query, candidate = exact(step.query) / self.temperature(), exact(step.candidate.vectors)
         ids = step.positive_ids()
-        known = known_positives(step, self.downscore_false_negatives, self.known_positives)
+        taken = self._taken(step)
+        known = known_positives(step, self.downscore_false_negatives, self.known_positives, taken)
         positive_offset = pool_correction = None
-        if self._corrects_positive and shared:
+        if corrects_positive and shared:
             counts = [d.log_expected_count for d in shared]
             correction = _sum_of_counts(counts, step.candidate.ids).to(query.dtype)
             # what no sampler can draw, such as the Preprocessor's unknown id, was not sampled: it is not corrected
             positive_offset = rows(-correction.masked_fill(torch.isneginf(correction), 0.0), step.candidate_row)
         elif shared:
             counts = [d.log_expected_negatives or d.log_expected_count for d in shared]
-        if self._corrects_pool and shared:
+        if corrects_pool and shared:
             pool_correction = _sum_of_counts(counts, pool.ids).to(query.dtype)
-        target = None if self.target is None else scalar_column(step.batch, self.target) > 0
         return Contest(
             query=query,
             positives=Positives(
@@ -211,25 +224,31 @@ class ContrastiveOutput(ModelOutput):
             hidden=known.hidden_in(pool.ids),
             pool_correction=pool_correction,
             own=known.kept_out_of(own),
-            weight=self.row_weights(step.batch, query.new_empty(len(ids)), target),
+            weight=self.row_weights(step.batch, query.new_empty(len(ids)), taken),
         )
 
-    def _turned(self, step: Step, contest: Contest) -> Contest:
+    def _taken(self, step: Step) -> Tensor | None:
+        """(B,) the rows whose candidate is a positive; None for all."""
+        return None if self.target is None else scalar_column(step.batch, self.target) > 0
+
+    def _turned(self, step: Step, contest: Contest, corrects_pool: bool, corrects_positive: bool) -> Contest:
         """Candidates look for their queries among the batch's queries."""
         row, candidate_row = contest.positives.query_row, contest.positives.row
         counts = torch.bincount(row, minlength=len(contest.query))
         correction = positive_offset = None
-        if self._corrects_pool:
+        if corrects_pool:
             if step.query_ids is None:
                 raise ValueError(
                     "two_directional corrects for the frequency of queries, but the query tower has no column that tells them "
                     "apart: tag one USER_ID, or set logq_sampling_correction=False."
                 )
-            size = len(row) if self._corrects_positive else max(len(row) - 1, 1)
+            size = len(row) if corrects_positive else max(len(row) - 1, 1)
             correction = self.query_frequency.log_expected_count(step.query_ids, size).to(contest.query.dtype)
-            positive_offset = -rows(correction, row) if self._corrects_positive else None
-        # for a row, every query that has the row's candidate somewhere in the batch is no negative
-        pair = torch.unique(candidate_row * len(contest.query) + row)
+            positive_offset = -rows(correction, row) if corrects_positive else None
+        # for a row, every query that takes the row's candidate somewhere in the batch is no negative
+        taken = self._taken(step)
+        every = candidate_row * len(contest.query) + row
+        pair = torch.unique(every if taken is None else every[taken])
         hidden_row, place = logits.equal_pairs(candidate_row, pair // len(contest.query))
         return replace(
             contest,
@@ -239,6 +258,15 @@ class ContrastiveOutput(ModelOutput):
             hidden=Hidden(hidden_row, (pair % len(contest.query))[place]),
             pool_correction=correction,
             own=None,
+        )
+
+
+def _check_temperature(temperature: object) -> None:
+    if isinstance(temperature, LearnedTemperature):
+        return
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
+        raise ValueError(
+            f"logits_temperature must be above 0 and finite, or a LearnedTemperature(...); got {temperature!r}."
         )
 
 

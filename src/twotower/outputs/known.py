@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from twotower.candidates import Candidates, Draw, Step, rows
@@ -46,7 +46,9 @@ class KnownPositives:
         return Candidates(candidates.ids[keep], candidates.vectors[keep]), row[keep]
 
 
-def known_positives(step: Step, own: bool, sources: Sequence[str]) -> KnownPositives:
+def known_positives(
+    step: Step, own: bool, sources: Sequence[str], taken: Bool[Tensor, "B"] | None = None
+) -> KnownPositives:
     """Each row's own positive, if asked for, and the others that the sources know.
 
     Args:
@@ -54,6 +56,7 @@ def known_positives(step: Step, own: bool, sources: Sequence[str]) -> KnownPosit
         own: whether a row's own positive counts.
         sources: "in-batch" for the other candidates of the row's query in the batch, and names of columns with lists
             of candidate ids.
+        taken: the rows whose candidate is a positive; None for all.
 
     Raises:
         ValueError: "in-batch" without a column that tells queries apart, or a column that holds no lists.
@@ -62,18 +65,20 @@ def known_positives(step: Step, own: bool, sources: Sequence[str]) -> KnownPosit
     every = torch.arange(len(ids), device=ids.device)
     found = [(every, ids)] if own else [(every[:0], ids[:0])]
     for source in sources:
-        found.append(_in_batch(step, ids) if source == IN_BATCH else _listed(source, column(step.batch, source)))
+        found.append(_in_batch(step, ids, taken) if source == IN_BATCH else _listed(source, column(step.batch, source)))
     row, known = (torch.cat(part) for part in zip(*found, strict=True))
     return KnownPositives(row, known, distinct=not sources)
 
 
-def _in_batch(step: Step, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _in_batch(step: Step, ids: Tensor, taken: Tensor | None) -> tuple[Tensor, Tensor]:
     if step.query_ids is None:
         raise ValueError(
             f"known_positives={IN_BATCH!r} needs a column that tells queries apart: tag one of the query tower's USER_ID."
         )
     query = rows(step.query_ids, step.query_row)
     row, other = equal_pairs(query, query)
+    if taken is not None:
+        row, other = row[taken[other]], other[taken[other]]
     return row, ids[other]
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.catalog import CatalogSampler
@@ -39,10 +41,21 @@ SAMPLERS: dict[str, Callable[[ColumnSchema], CandidateSampler]] = {
 
 def resolve_samplers(samplers: Samplers, candidate_id: ColumnSchema) -> list[CandidateSampler]:
     """Instances from names, instances, or a list that mixes them."""
-    given = [samplers] if isinstance(samplers, (str, CandidateSampler)) else list(samplers)
+    given: list[object] = list(samplers) if isinstance(samplers, (list, tuple, nn.ModuleList)) else [samplers]
     if not given:
         raise ValueError(f"a contrastive loss needs negatives: give at least one sampler, such as {sorted(SAMPLERS)}.")
-    made = [choose("sampler", s, SAMPLERS)(candidate_id) if isinstance(s, str) else s for s in given]
+    made: list[CandidateSampler] = []
+    for number, sampler in enumerate(given):
+        if sampler in given[:number]:
+            raise ValueError(f"the sampler {sampler!r} is in the list twice, where it adds nothing; give it once.")
+        if isinstance(sampler, str):
+            made.append(choose("sampler", sampler, SAMPLERS)(candidate_id))
+        elif isinstance(sampler, CandidateSampler):
+            made.append(sampler)
+        else:
+            raise ValueError(
+                f"a negative sampler is a name or an instance, one of {sorted(SAMPLERS)} or UniformSampler(); got {sampler!r}."
+            )
     if all(sampler.warmup_steps for sampler in made):
         names = ", ".join(f"{type(s).__name__} (warmup_steps={s.warmup_steps})" for s in made)
         raise ValueError(

@@ -20,11 +20,12 @@ class CrossBatchSampler(CandidateSampler):
     The rows of the present batch are not in the queue: use it together with "in-batch".
 
     Args:
-        capacity: the largest number of candidates held; the oldest go first.
+        capacity: the largest number of distinct candidates held, each batch's for itself. The oldest batch goes first, as a
+            whole: a part of it would no longer be a sample by p_j.
         warmup_steps: training steps before the first draw.
 
     Raises:
-        ValueError: a capacity below 1.
+        ValueError: a capacity below 1, or a batch that alone has more candidates.
     """
 
     @explain_options
@@ -36,12 +37,15 @@ class CrossBatchSampler(CandidateSampler):
         self.warmup_steps = warmup_steps
         self.frequency = CountFrequency()
         self.steps = 0
-        # one entry for each distinct candidate of a batch, oldest first
+        # one entry for each distinct candidate of a batch, oldest first, and how many entries each batch has
         self.queue: Candidates | None = None
+        self.sizes: list[int] = []
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
-        """Count the training ids."""
+        """Count the training ids; a queue with other candidates is from other data, and starts anew."""
         self.frequency.adapt(ids)
+        if self.queue is not None and not bool(torch.isin(self.queue.ids, ids.to(self.queue.ids.device)).all()):
+            self.queue, self.sizes, self.steps = None, [], 0
 
     def forward(self, step: Step) -> Draw:
         """What the queue holds; in training mode the batch enters it afterwards."""
@@ -71,14 +75,22 @@ class CrossBatchSampler(CandidateSampler):
     def _enter(self, batch: Candidates) -> None:
         counts = torch.ones_like(batch.ids) if batch.counts is None else batch.counts
         entry = Candidates(batch.ids, batch.vectors.detach(), counts)
+        if len(entry) > self.capacity:
+            raise ValueError(
+                f"a batch has {len(entry)} distinct candidates, more than the queue's capacity={self.capacity} can hold. Give "
+                "CrossBatchSampler a capacity of several batches."
+            )
         joined = entry if self.queue is None else Candidates.concat([self.queue, entry])
+        self.sizes.append(len(entry))
+        forgotten = 0
+        while len(joined) - forgotten > self.capacity:
+            forgotten += self.sizes.pop(0)
         assert joined.counts is not None
-        kept = slice(max(0, len(joined) - self.capacity), None)
-        self.queue = Candidates(joined.ids[kept], joined.vectors[kept], joined.counts[kept])
+        self.queue = Candidates(joined.ids[forgotten:], joined.vectors[forgotten:], joined.counts[forgotten:])
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""
-        state = {"steps": torch.tensor(self.steps)}
+        state = {"steps": torch.tensor(self.steps), "sizes": torch.tensor(self.sizes, dtype=torch.int64)}
         if self.queue is not None and self.queue.counts is not None:
             state |= {"ids": self.queue.ids, "vectors": self.queue.vectors, "counts": self.queue.counts}
         return pack(state)
@@ -86,7 +98,7 @@ class CrossBatchSampler(CandidateSampler):
     def set_extra_state(self, state: Tensor) -> None:
         """From load_state_dict()."""
         held = unpack(state)
-        self.steps = int(held["steps"])
+        self.steps, self.sizes = int(held["steps"]), held["sizes"].tolist()
         device = self.frequency.ids.device
         parts = [held[name].to(device) for name in ("ids", "vectors", "counts") if name in held]
         self.queue = Candidates(*parts) if parts else None

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 
 
 class Frequency(nn.Module, ABC):
-    """Tells how often items are expected in a batch of training rows."""
+    """Tells how often items are expected in a batch of training rows.
+
+    `counts_batches` says what is told: the expected number of rows with the item, or the probability that the batch holds
+    it at all. With the second, the batch counts each of its items once, or the corrected sum would not be unbiased.
+    """
+
+    counts_batches: bool = False
 
     @abstractmethod
     def adapt(self, ids: Tensor) -> None:

@@ -51,8 +51,17 @@ class HardNegativeSampler(CandidateSampler):
         self.vectors: Tensor | None = None
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
-        """Take the catalogue's ids."""
+        """Take the catalogue's ids.
+
+        Raises:
+            ValueError: no candidate is left below the places passed over.
+        """
         self.ids, self.vectors = catalog.unique(), None
+        if len(self.ids) <= self.skip:
+            raise ValueError(
+                f"hard negatives pass over the first skip={self.skip} places of each ranking, but there are only {len(self.ids)} "
+                "candidates. Give HardNegativeSampler a smaller skip, or leave it out."
+            )
 
     def forward(self, step: Step) -> Draw:
         """K candidates for each row; none during the warm-up."""
@@ -70,7 +79,7 @@ class HardNegativeSampler(CandidateSampler):
         if now < self.warmup_steps:
             return row_draw(step, step.candidate.ids[:0], step.candidate.ids[:0])
         if self.vectors is None or (self.training and (now - self.warmup_steps) % self.refresh_steps == 0):
-            self.vectors = self._encode_all(step.encode)
+            self.vectors = self._encode_all(step.encode_fixed or step.encode)
         places = self._mine(step.query.detach().to(self.vectors.dtype))
         of_row = places if step.query_row is None else places[step.query_row]
         row = torch.arange(len(of_row), device=of_row.device).repeat_interleave(of_row.shape[1])

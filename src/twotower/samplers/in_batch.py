@@ -1,8 +1,9 @@
 """In-batch negatives: the other rows' positives."""
 
+import torch
 from torch import Tensor
 
-from twotower.candidates import Draw, Step
+from twotower.candidates import Candidates, Draw, Step
 from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
@@ -37,7 +38,17 @@ class InBatchSamplerV2(CandidateSampler):
         if self.training:
             self.frequency.observe(positives.ids)
         rows = positives.total()
+        pool = _once(positives) if self.frequency.counts_batches else positives
         # a batch of one row has no negatives: whatever stands for log 0 there is masked
         others = max(rows - 1, 1)
         expected = self.frequency.log_expected_count
-        return Draw(positives, lambda ids: expected(ids, rows), lambda ids: expected(ids, others))
+        return Draw(pool, lambda ids: expected(ids, rows), lambda ids: expected(ids, others))
+
+
+def _once(batch: Candidates) -> Candidates:
+    """Each distinct candidate, counted once."""
+    ids, row = torch.unique(batch.ids, return_inverse=True)
+    if len(ids) == len(batch):
+        return Candidates(batch.ids, batch.vectors)
+    first = torch.empty_like(ids).scatter_(0, row, torch.arange(len(row), device=row.device))
+    return Candidates(ids, batch.vectors.index_select(0, first))

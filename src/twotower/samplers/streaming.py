@@ -13,11 +13,13 @@ class StreamingFrequency(Frequency):
     Algorithms 2 and 3 of Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations",
     RecSys 2019: two arrays over hash buckets hold the step of the last occurrence, A, and the estimated gap, B. When an
     item occurs at step t, B <- (1 - alpha) B + alpha (t - A) and A <- t in its bucket; with m hashes, p = 1 / max_i B_i.
-    An item that repeats in a batch, and two items in one bucket, count once in a step. It follows a distribution that
-    changes, and needs neither the data beforehand nor memory for each item; a finite data set is better counted.
+    An item that repeats in a batch, and two items in one bucket, count once in a step: p is the probability that a batch
+    holds the item, so that the in-batch sampler counts each of a batch's items once, however many rows it has. It follows
+    a distribution that changes, and needs neither the data beforehand nor memory for each item; a finite data set is
+    better counted.
 
-    p is at most 1: an item that is in every batch several times is under-corrected, as in the paper. An id that never
-    occurred has the initial estimate.
+    An id that never occurred has the initial estimate. Until items have occurred a few times, the estimates are mostly what
+    they started from.
 
     Args:
         num_buckets: in all; each hash has num_buckets // num_hashes of its own.
@@ -37,6 +39,7 @@ class StreamingFrequency(Frequency):
         0.1
     """
 
+    counts_batches = True
     multipliers: Tensor
     last: Tensor
     gap: Tensor

@@ -52,7 +52,7 @@ class UniformSampler(CandidateSampler):
                 "the uniform sampler does not know the catalogue yet: call model.adapt(train) before a loop of your own "
                 "(fit does it)."
             )
-        drawn = torch.randperm(size, generator=self.generator)[: self.max_num_samples]
+        drawn = draw_distinct(size, min(self.max_num_samples, size), self.generator)
         ids = self.known.ids[drawn.to(self.known.ids.device)]
         return Draw(Candidates(ids, step.encode(ids)), lambda asked: self.known.log_expected_count(asked, len(drawn)))
 
@@ -63,3 +63,22 @@ class UniformSampler(CandidateSampler):
     def set_extra_state(self, state: Tensor) -> None:
         """From load_state_dict()."""
         self.generator.set_state(state.cpu())
+
+
+def draw_distinct(size: int, number: int, generator: torch.Generator) -> Tensor:
+    """(number,) distinct places below `size`, all alike, at a cost that does not grow with `size`."""
+    if number * 4 > size:
+        return torch.randperm(size, generator=generator)[:number]
+    drawn = torch.empty(0, dtype=torch.int64)
+    while True:
+        drawn = torch.cat([drawn, torch.randint(size, (2 * number,), generator=generator)])
+        places = first_places(drawn)
+        if len(places) >= number:
+            return drawn[places[:number]]
+
+
+def first_places(drawn: Tensor) -> Tensor:
+    """Where each distinct value occurs first, in that order."""
+    distinct, value = torch.unique(drawn, return_inverse=True)
+    first = torch.full_like(distinct, len(drawn))
+    return first.scatter_reduce_(0, value, torch.arange(len(drawn)), "amin").sort().values

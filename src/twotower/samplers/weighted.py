@@ -2,13 +2,18 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from twotower.candidates import Candidates, Draw, Step
 from twotower.samplers.base import CandidateSampler
+from twotower.samplers.uniform import first_places
 from twotower.saving import pack, unpack
+
+# log E of places from their log p and whether they were drawn
+Expected = Callable[[Tensor, Tensor], Tensor]
 
 
 class WeightedSampler(CandidateSampler):
@@ -36,6 +41,7 @@ class WeightedSampler(CandidateSampler):
         # no buffers: draws are made on the CPU in float64, whatever the model's device and precision
         self.ids = torch.empty(0, dtype=torch.int64)
         self.log_p = torch.empty(0, dtype=torch.float64)
+        self._sums: _Cumulated | None = None  # of log_p, made at the first draw
         self.given = False  # the weights came from the user, and data does not change them
 
     @abstractmethod
@@ -50,18 +56,49 @@ class WeightedSampler(CandidateSampler):
                 "(fit does it)."
             )
         device = step.candidate.ids.device
-        if self.unique:
-            drawn, log_expected = _draw_distinct(self.log_p, min(self.max_num_samples, len(self.log_p)), self.generator)
-            counts = None
+        size, counts = min(self.max_num_samples, len(self.log_p)), None
+        if not self.unique:
+            drawn, counts = self._cumulated().draw(self.max_num_samples, self.generator).unique(return_counts=True)
+            log_expected: Expected = self._with_repeats
+        elif size == len(self.log_p):
+            drawn = torch.arange(size)
+            log_expected = _certain
         else:
-            every = torch.multinomial(
-                self.log_p.exp(), self.max_num_samples, replacement=True, generator=self.generator
-            )
-            drawn, counts = every.unique(return_counts=True)
-            log_expected = self.log_p + math.log(self.max_num_samples)
+            drawn, log_expected = self._draw_distinct(size)
         ids, counts = self.ids[drawn].to(device), None if counts is None else counts.to(device)
-        known, table = self.ids.to(device), log_expected.to(device)
-        return Draw(Candidates(ids, step.encode(ids), counts), lambda asked: _read(known, table, asked))
+
+        def log_expected_count(asked: Tensor) -> Tensor:
+            here = asked.cpu()
+            place = torch.searchsorted(self.ids, here).clamp(max=len(self.ids) - 1)
+            expected = log_expected(self.log_p[place], torch.isin(place, drawn))
+            return torch.where(self.ids[place] == here, expected, -torch.inf).to(device)
+
+        return Draw(Candidates(ids, step.encode(ids), counts), log_expected_count)
+
+    def _with_repeats(self, log_p: Tensor, drawn: Tensor) -> Tensor:
+        return log_p + math.log(self.max_num_samples)
+
+    def _draw_distinct(self, size: int) -> tuple[Tensor, "Expected"]:
+        """(size,) distinct places, and log of the probability that a place with log p, drawn or not, is among them."""
+        cumulated = self._cumulated()
+        if cumulated.draws_for(size + 1) > len(self.log_p) / 4:
+            keys = torch.empty_like(self.log_p).exponential_(generator=self.generator).log() - self.log_p
+            smallest = keys.topk(size + 1, largest=False)
+            places, log_keys = smallest.indices, smallest.values
+        else:
+            places, log_keys = cumulated.first_arrivals(size + 1, self.generator)
+        # what a place had to stay below, given all other keys: the next key if it was drawn, the last drawn key if not
+        last, after = log_keys[size - 1], log_keys[size]
+
+        def log_expected(log_p: Tensor, drawn: Tensor) -> Tensor:
+            return torch.log(-torch.expm1(-(log_p + torch.where(drawn, after, last)).exp()))
+
+        return places[:size], log_expected
+
+    def _cumulated(self) -> "_Cumulated":
+        if self._sums is None or self._sums.log_p is not self.log_p:
+            self._sums = _Cumulated(self.log_p)
+        return self._sums
 
     def get_extra_state(self) -> Tensor:
         """For state_dict()."""
@@ -75,19 +112,46 @@ class WeightedSampler(CandidateSampler):
         self.ids, self.log_p, self.given = held["ids"], held["log_p"], bool(held["given"])
 
 
-def _read(known: Tensor, table: Tensor, ids: Tensor) -> Tensor:
-    place = torch.searchsorted(known, ids).clamp(max=len(known) - 1)
-    return torch.where(known[place] == ids, table[place], -torch.inf)
+def _certain(log_p: Tensor, drawn: Tensor) -> Tensor:
+    return torch.zeros_like(log_p)
 
 
-def _draw_distinct(log_p: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(size,) distinct places, and (n,) log of the probability that each place is among them."""
-    keys = torch.empty_like(log_p).exponential_(generator=generator).log() - log_p
-    if size == len(log_p):
-        return torch.arange(size), torch.zeros_like(log_p)
-    smallest = keys.topk(size + 1, largest=False)
-    drawn = smallest.indices[:size]
-    # what a place had to stay below, given all other keys: the next key if it was drawn, the last drawn key if not
-    threshold = torch.full_like(keys, float(smallest.values[size - 1]))
-    threshold[drawn] = smallest.values[size]
-    return drawn, torch.log(-torch.expm1(-(log_p + threshold).exp()))
+class _Cumulated:
+    """Draws of places by their probability, at a cost that grows with the logarithm of their number."""
+
+    def __init__(self, log_p: Tensor) -> None:
+        self.log_p = log_p
+        self.p = log_p.exp()
+        self.sums = self.p.cumsum(0)
+        self._needed: dict[int, float] = {}
+
+    def draw(self, number: int, generator: torch.Generator) -> Tensor:
+        """(number,) places, with repeats."""
+        u = torch.rand(number, generator=generator, dtype=torch.float64) * self.sums[-1]
+        return torch.searchsorted(self.sums, u, right=True).clamp(max=len(self.sums) - 1)
+
+    def draws_for(self, distinct: int) -> float:
+        """About how many draws bring so many distinct places: twice as many are expected by then. inf for too many."""
+        if distinct not in self._needed:
+            draws = float(distinct)
+            while draws <= len(self.p) and float(-torch.expm1(-self.p * draws).sum()) < 2 * distinct:
+                draws *= 2
+            enough = -torch.expm1(-self.p * draws).sum() >= 2 * distinct
+            self._needed[distinct] = draws if bool(enough) else math.inf
+        return self._needed[distinct]
+
+    def first_arrivals(self, number: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(number,) the distinct places that come first when places arrive at rate p_j each, and the log of their times.
+
+        A place's first time is exponential with rate p_j, which is the key e_j / p_j, and nobody else's key is needed.
+        """
+        arrived = torch.empty(0, dtype=torch.int64)
+        gaps = torch.empty(0, dtype=torch.float64)
+        while True:
+            arrived = torch.cat([arrived, self.draw(2 * number, generator)])
+            more = torch.empty(2 * number, dtype=torch.float64).exponential_(generator=generator)
+            gaps = torch.cat([gaps, more / self.sums[-1]])
+            first = first_places(arrived)
+            if len(first) >= number:
+                first = first[:number]
+                return arrived[first], gaps.cumsum(0)[first].log()

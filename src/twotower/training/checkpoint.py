@@ -1,11 +1,12 @@
 """Checkpoints of fit: when they are written, how they are read, and what must agree for training to go on exactly."""
 
 import hashlib
+import inspect
 import os
 import pickle
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +15,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins import CheckpointIO
-from torch import Tensor
+from torch import Tensor, nn
 
 from twotower.data.loader import Loader
 from twotower.files import PathLike, remove_asides, written_aside
@@ -238,7 +239,9 @@ class StepCheckpoints(Checkpoint):
 # ---- what must agree
 
 
-def settings_of(trainer: L.Trainer, loader: Loader, compiled: Compiled, candidates: int) -> Settings:
+def settings_of(
+    trainer: L.Trainer, loader: Loader, compiled: Compiled, candidates: int, outputs: Sequence[nn.Module]
+) -> Settings:
     """What decides the numbers beside the model and the position in the data."""
     return {
         "data": loader.fingerprint(),
@@ -257,7 +260,26 @@ def settings_of(trainer: L.Trainer, loader: Loader, compiled: Compiled, candidat
         "table_learning_rate": compiled.table_learning_rate,
         "losses": {name: _by_name(loss) for name, loss in compiled.losses.items()},
         "loss_weights": dict(compiled.loss_weights),
+        **_arguments(outputs, "outputs"),
     }
+
+
+def _arguments(value: object, name: str) -> Settings:
+    """What a module was made with, down to plain values, each under the path to it."""
+    if isinstance(value, (list, tuple, nn.ModuleList)):
+        parts = {f"{name}[{number}]": part for number, part in enumerate(value)}
+        found: Settings = {name: len(value)}
+    elif isinstance(value, nn.Module):
+        known = {**vars(value), **value._modules}
+        given = [argument for argument in inspect.signature(type(value)).parameters if argument in known]
+        parts = {f"{name}.{argument}": getattr(value, argument) for argument in given}
+        found = {name: type(value).__name__}
+    else:
+        plain = value is None or isinstance(value, (bool, int, float, str))
+        return {name: value if plain else type(value).__name__}
+    for path, part in parts.items():
+        found |= _arguments(part, path)
+    return found
 
 
 def _by_name(choice: object) -> str:

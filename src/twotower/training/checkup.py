@@ -194,7 +194,7 @@ class Checkup:
         features = take(catalog.features, places.to(catalog.ids.device))
         vectors = torch.cat(
             [
-                self.model.candidate(_like(to_device(take(features, part), query.device), self.model)).float()
+                self.model.candidate(to_device(take(features, part), query.device)).float()
                 for part in torch.arange(len(places), device=catalog.ids.device).split(CHUNK)
             ]
         )
@@ -272,12 +272,3 @@ def _first_rows(ids: Tensor) -> Tensor:
 def _draw(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """At most so many of the rows, without repeats, in random order."""
     return rows[torch.randperm(len(rows), generator=generator)[:size].to(rows.device)]
-
-
-def _like(batch: Batch, model: nn.Module) -> Batch:
-    """Numbers in the model's precision, as the Trainer gives them to the training step."""
-    kind = next(model.parameters()).dtype
-    return {
-        name: c.to(kind) if isinstance(c, Tensor) and c.is_floating_point() and kind != torch.float32 else c
-        for name, c in batch.items()
-    }

@@ -59,7 +59,13 @@ class Task(L.LightningModule):
         assert isinstance(compiled, Compiled)
         optimizer = compiled.make_optimizer(self.model)
         if state is not None:
-            optimizer.load_state_dict(state)  # type: ignore[arg-type]
+            try:
+                optimizer.load_state_dict(state)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise ValueError(
+                    "the model has other trainable parameters than in its last fit, so the optimizer cannot go on from there: call "
+                    "compile() again after freezing or unfreezing a part."
+                ) from error
         return optimizer
 
     def configure_gradient_clipping(
@@ -107,7 +113,7 @@ class Task(L.LightningModule):
         compiled, catalog = self.model.compiled, self.model.catalog
         assert isinstance(compiled, Compiled)
         assert isinstance(catalog, Catalog)
-        return ckpt.settings_of(self.trainer, self.loader, compiled, len(catalog))
+        return ckpt.settings_of(self.trainer, self.loader, compiled, len(catalog), self.model.outputs)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning does not know Ragged."""
