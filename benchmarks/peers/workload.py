@@ -75,6 +75,7 @@ class Clock:
     def __init__(self) -> None:
         self.ticks: list[float] = []
         self.loss = float("nan")
+        self.between: list[float] = []  # of two steps, where somebody asks
 
     def tick(self, loss: float = float("nan")) -> None:
         """A step has ended."""
@@ -86,4 +87,5 @@ class Clock:
         step = statistics.median(np.diff(self.ticks)[max(a.warmup - 1, 0) :].tolist())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         line = {"ex_s_cpu": round(a.batch / step), "step_ms": round(1e3 * step, 2), "peak_mb": round(peak)}
-        print(json.dumps(line | {"loss": round(self.loss, 4)}), flush=True)
+        between = {"between_ms": round(1e3 * statistics.median(self.between), 2)} if self.between else {}
+        print(json.dumps(line | {"loss": round(self.loss, 4)} | between), flush=True)
