@@ -169,7 +169,7 @@ class RetrievalModelV2(nn.Module):
             table_optimizer: for the embedding tables, of which a step then touches the rows looked up and no others:
                 "lazy_adam", "rowwise_adagrad", "adagrad", "sgd"; "dense" treats them like everything else. By default
                 tables of at least 10,000 rows go with the named optimiser: "lazy_adam" with "adam", "adagrad" and
-                "sgd" with their namesakes, whose result is the same, and dense with the rest.
+                "sgd" with their namesakes, whose result is the same, and dense with the rest. None of them decays weights.
             table_learning_rate: of the table optimiser; None takes learning_rate.
             encode_rows: encode at most so many rows at a time, twice each, for towers whose activations would not fit
                 into memory (GradCache); None encodes all at once. The result is the same.
