@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import training
 
@@ -41,7 +42,7 @@ def main() -> None:
     HealthWatch._measure = timed(HealthWatch._measure, measured)  # type: ignore[method-assign]
     Checkup.gradients = timed(Checkup.gradients, gradients)  # type: ignore[method-assign]
     HealthWatch.on_before_backward = timed(HealthWatch.on_before_backward, every_step)  # type: ignore[method-assign]
-    step = statistics.median(training.library(a))
+    step = statistics.median(np.diff(training.library(a).ticks)[a.warmup - 1 :].tolist())
     health = sum(measured) + sum(gradients) + sum(every_step)
     steps = a.warmup + a.steps
     print(f"a step: {1e3 * step:.0f} ms; of it looking at the loss: {1e3 * statistics.median(every_step):.3f} ms")

@@ -36,12 +36,18 @@ def encode_distinct(
     ids = batch.get(id_name) if id_name is not None else None
     if not isinstance(ids, Tensor) or ids.ndim != 1 or ids.is_floating_point() or tower.mixes_rows:
         return encode_in_parts(tower, columns, rows_at_once), None, every
-    distinct, row = torch.unique(ids, return_inverse=True)
-    first = torch.empty_like(distinct).scatter_(0, row, every)
+    row, first = one_row_each(ids)
     once = take(columns, first)
     if not all(name == id_name or _same(once[name], row, columns[name]) for name in columns):
         return encode_in_parts(tower, columns, rows_at_once), None, every
     return encode_in_parts(tower, once, rows_at_once), row, first
+
+
+def one_row_each(ids: Int[Tensor, "B"]) -> tuple[Row, Int[Tensor, "U"]]:
+    """Which of the distinct ids, in rising order, each row has (B,), and one row of each of them (U,)."""
+    distinct, row = torch.unique(ids, return_inverse=True)
+    first = torch.empty(len(distinct), dtype=torch.int64, device=ids.device)
+    return row, first.scatter_(0, row, torch.arange(len(ids), device=ids.device))
 
 
 def encode_in_parts(tower: Tower, columns: Batch, rows_at_once: int | None) -> Float[Tensor, "U D"]:

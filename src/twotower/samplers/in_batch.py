@@ -1,9 +1,9 @@
 """In-batch negatives: the other rows' positives."""
 
-import torch
 from torch import Tensor
 
 from twotower.candidates import Candidates, Draw, Step
+from twotower.distinct import one_row_each
 from twotower.errors import choose
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.frequency import CountFrequency, Frequency
@@ -47,8 +47,7 @@ class InBatchSamplerV2(CandidateSampler):
 
 def _once(batch: Candidates) -> Candidates:
     """Each distinct candidate, counted once."""
-    ids, row = torch.unique(batch.ids, return_inverse=True)
-    if len(ids) == len(batch):
+    _, first = one_row_each(batch.ids)
+    if len(first) == len(batch):
         return Candidates(batch.ids, batch.vectors)
-    first = torch.empty_like(ids).scatter_(0, row, torch.arange(len(row), device=row.device))
-    return Candidates(ids, batch.vectors.index_select(0, first))
+    return Candidates(batch.ids[first], batch.vectors.index_select(0, first))

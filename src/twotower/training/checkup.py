@@ -12,7 +12,7 @@ from twotower.data.batch import Batch, scalar_column, take, to_device
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset
 from twotower.data.ragged import Ragged
-from twotower.distinct import query_id
+from twotower.distinct import one_row_each, query_id
 from twotower.encoder import Tower, evaluating
 from twotower.health import measures
 from twotower.health.findings import Finding
@@ -67,8 +67,8 @@ class Checkup:
         query_ids = asked if isinstance(asked, Tensor) and asked.ndim == 1 else None
         generator = torch.Generator().manual_seed(step)  # by the step, so that a resumed run draws the same
         every = torch.arange(len(ids), device=ids.device)
-        some_queries = _draw(every if query_ids is None else _first_rows(query_ids), VECTORS, generator)
-        some = _draw(_first_rows(ids), VECTORS, generator)
+        some_queries = _draw(every if query_ids is None else one_row_each(query_ids)[1], VECTORS, generator)
+        some = _draw(one_row_each(ids)[1], VECTORS, generator)
         with self._aside():
             query, candidate = model.query(take(batch, some_queries)), model.candidate(take(batch, some))
             ranked = self._lists(query[:QUERIES].float()) if lists and bool(query.isfinite().all()) else None
@@ -261,12 +261,6 @@ def _same_column(column: Tensor | Ragged) -> bool:
         return measures.same_rows(column)
     lengths = column.lengths()
     return measures.same_rows(lengths) and measures.same_rows(column.values.reshape(len(lengths), -1))
-
-
-def _first_rows(ids: Tensor) -> Tensor:
-    """One row of each distinct id."""
-    distinct, row = torch.unique(ids, return_inverse=True)
-    return torch.empty_like(distinct).scatter_(0, row, torch.arange(len(ids), device=ids.device))
 
 
 def _draw(rows: Tensor, size: int, generator: torch.Generator) -> Tensor:
