@@ -271,3 +271,45 @@ def test_select_by_tag_loses_nothing_silently() -> None:
     assert block.select_by_tag(Tags.ITEM)(batch).shape == block(batch).shape
     with pytest.raises(ValueError, match="select_by_tag cannot split pre and post"):
         tt.InputBlockV2(schema, post=tt.L2Norm()).select_by_tag(Tags.ITEM)
+
+
+def test_columns_of_one_table_pool_each_in_its_own_way() -> None:
+    item = tt.ColumnSchema("item", dtype="int64", properties={"domain": {"min": 0, "max": 2, "name": "item"}})
+    history = tt.ColumnSchema(
+        "history",
+        dtype="int64",
+        is_list=True,
+        is_ragged=True,
+        properties={"domain": {"min": 0, "max": 2, "name": "item"}},
+    )
+    viewed = tt.ColumnSchema(
+        "viewed",
+        dtype="int64",
+        is_list=True,
+        is_ragged=True,
+        properties={"domain": {"min": 0, "max": 2, "name": "item"}},
+    )
+    block = tt.Embeddings(
+        tt.Schema([item, history, viewed]),
+        dim=1,
+        embeddings_initializer={"item": torch.tensor([[1.0], [2.0], [6.0]])},
+        sequence_combiner={"history": "sum", "viewed": "max"},
+        l2_batch_regularization_factor={"history": 0.5},
+    )
+    lists = tt.Ragged.from_lists([[1, 2], [2]])
+    batch = {"item": torch.tensor([0, 1]), "history": lists, "viewed": lists}
+    for found in (block, block.select(tt.Schema([history, viewed]))):
+        out = found(batch)
+        assert out["history"].tolist() == [[8.0], [6.0]]
+        assert out["viewed"].tolist() == [[6.0], [6.0]]
+        assert found.regularization(batch)["history"].item() == pytest.approx(0.5 * (64 + 36))
+    assert block.table("history") is block.table("item")
+
+
+def test_columns_of_one_table_that_are_given_different_widths_are_refused() -> None:
+    one, two = (
+        tt.ColumnSchema(n, dtype="int64", properties={"domain": {"min": 0, "max": 2, "name": "x"}}) for n in "ab"
+    )
+    with pytest.raises(ValueError, match="share the table 'x', but were given different values"):
+        tt.Embeddings(tt.Schema([one, two]), dim={"a": 4, "b": 8})
+    assert tt.Embeddings(tt.Schema([one, two]), dim={"b": 8}).table("a").dim == 8

@@ -14,7 +14,7 @@ LINE = [
     "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
     "data.parquet", "data.dataset", "data.columns", "data.preprocessor", "data.splits", "data.leaks",
     "data.histories", "data.stream", "data.loader", "data.catalog", "data.sources", "blocks.initializers",
-    "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
+    "blocks.pooling", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
     "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
     "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch",
     "samplers.uniform", "samplers.weighted", "samplers.popularity", "samplers.catalog", "samplers.cross_batch",

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower.blocks.initializers import Initializer, initializer
+from twotower.blocks.pooling import Combiner, as_ragged, check_combiner, combine
 from twotower.data.batch import Batch, column
 from twotower.data.ragged import Ragged
-from twotower.errors import choose, explain_options
+from twotower.errors import explain_options
 from twotower.schema import ColumnSchema, Schema
 
 T = TypeVar("T")
-Combined = Float[Tensor, "B D"]
 
 
 def infer_embedding_dim(cardinality: int, multiplier: float = 2.0, multiple_of_8: bool = True) -> int:
@@ -39,8 +38,9 @@ class EmbeddingTable(nn.Module):
         col_schemas: the columns that look their ids up here; all of one domain, whose max + 1 is the number of rows.
         embeddings_initializer: a name ("uniform" is U(-0.05, 0.05)), a function that fills a tensor, or the
             (rows, D) weights themselves.
-        sequence_combiner: how a list becomes one vector: "mean", "sum", "max" or "sqrtn" (sum / sqrt(length)); an
-            empty list gives zeros. None leaves lists as they are.
+        sequence_combiner: how a list becomes one vector: "mean", "sum", "max" or "sqrtn" (sum / sqrt(length)), of which
+            an empty list gives zeros; or a module from Ragged vectors to (B, D), such as a history encoder. None leaves
+            lists as they are.
         trainable: False keeps the vectors as they are.
         l2_batch_regularization_factor: `regularization` gives this times the sum of squares of the vectors looked up.
         name: the table's name; the domain's name by default.
@@ -61,7 +61,7 @@ class EmbeddingTable(nn.Module):
         dim: int,
         *col_schemas: ColumnSchema,
         embeddings_initializer: str | Initializer | Tensor = "uniform",
-        sequence_combiner: str | None = None,
+        sequence_combiner: Combiner | None = None,
         trainable: bool = True,
         l2_batch_regularization_factor: float = 0.0,
         name: str | None = None,
@@ -71,7 +71,7 @@ class EmbeddingTable(nn.Module):
         if dim < 1:
             raise ValueError(f"an embedding needs dim >= 1, got {dim}.")
         if sequence_combiner is not None:
-            choose("sequence_combiner", sequence_combiner, COMBINERS)
+            check_combiner(sequence_combiner)
         self.dim = dim
         self.col_schemas = list(col_schemas)
         self.sequence_combiner = sequence_combiner
@@ -97,15 +97,14 @@ class EmbeddingTable(nn.Module):
 
     def forward(self, ids: Tensor | Ragged) -> Tensor | Ragged:
         """(B,) ids give (B, D); lists (B, L) or Ragged are pooled to (B, D), or keep their form without a combiner."""
-        if isinstance(ids, Ragged):
-            vectors = Ragged(self.lookup(ids.values), ids.offsets)
-            return vectors if self.sequence_combiner is None else combine(vectors, self.sequence_combiner)
-        vectors_dense = self.lookup(ids)
-        if ids.ndim == 1 or self.sequence_combiner is None:
-            return vectors_dense
-        rows, length, dim = vectors_dense.shape
-        offsets = torch.arange(0, rows * length + 1, max(length, 1), device=ids.device)[: rows + 1]
-        return combine(Ragged(vectors_dense.reshape(-1, dim), offsets), self.sequence_combiner)
+        vectors = self.vectors(ids)
+        if self.sequence_combiner is None or (isinstance(vectors, Tensor) and vectors.ndim == 2):
+            return vectors
+        return combine(as_ragged(vectors), self.sequence_combiner)
+
+    def vectors(self, ids: Tensor | Ragged) -> Tensor | Ragged:
+        """The vectors of ids in the form of the ids, not pooled."""
+        return Ragged(self.lookup(ids.values), ids.offsets) if isinstance(ids, Ragged) else self.lookup(ids)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """The vectors of ids of any shape (...): (..., D)."""
@@ -154,37 +153,6 @@ class _RowLookup(torch.autograd.Function):
         return rows, None
 
 
-def combine(vectors: Ragged, combiner: str) -> Combined:
-    """Pool the vectors of each row to one: (B, D); an empty row gives zeros."""
-    return choose("sequence_combiner", combiner, COMBINERS)(vectors)
-
-
-def _reduce(vectors: Ragged, how: str) -> Combined:
-    pooled = vectors.values.new_zeros(len(vectors), vectors.values.shape[-1])
-    rows = vectors.row_of_value()[:, None].expand_as(vectors.values)
-    return pooled.scatter_reduce(0, rows, vectors.values, how, include_self=False)
-
-
-def _sum(vectors: Ragged) -> Combined:
-    pooled = vectors.values.new_zeros(len(vectors), vectors.values.shape[-1])
-    return pooled.index_add(0, vectors.row_of_value(), vectors.values)
-
-
-def _mean(vectors: Ragged) -> Combined:
-    return _sum(vectors) / vectors.lengths().clamp(min=1)[:, None]
-
-
-def _sqrtn(vectors: Ragged) -> Combined:
-    return _sum(vectors) / vectors.lengths().clamp(min=1).sqrt()[:, None]
-
-
-def _max(vectors: Ragged) -> Combined:
-    return _reduce(vectors, "amax")
-
-
-COMBINERS: dict[str, Callable[[Ragged], Tensor]] = {"mean": _mean, "sum": _sum, "sqrtn": _sqrtn, "max": _max}
-
-
 class Embeddings(nn.Module):
     """A table for each categorical column; columns of one domain share a table.
 
@@ -192,12 +160,13 @@ class Embeddings(nn.Module):
         schema: columns with integer domains.
         dim: D for every column, or a dict by column name; a column without one gets `infer_dim_fn(cardinality)`.
         infer_dim_fn: the width of a table from its number of ids.
-        sequence_combiner, embeddings_initializer, trainable, l2_batch_regularization_factor: as in EmbeddingTable; one
-            value for all columns, or a dict by column name. A shared table takes them from its first column.
+        sequence_combiner, l2_batch_regularization_factor: as in EmbeddingTable; one value for all columns, or a dict by
+            column name.
+        embeddings_initializer, trainable: the same; columns that share a table must agree on them.
         tables: tables that exist already, by domain name, to be shared with another tower.
 
     Raises:
-        ValueError: a dict names a column that is not in the schema.
+        ValueError: a dict names a column that is not in the schema, or columns of one table differ in its options.
     """
 
     @explain_options
@@ -207,7 +176,7 @@ class Embeddings(nn.Module):
         dim: int | Mapping[str, int] | None = None,
         *,
         infer_dim_fn: Callable[[int], int] = infer_embedding_dim,
-        sequence_combiner: str | Mapping[str, str] = "mean",
+        sequence_combiner: Combiner | Mapping[str, Combiner] = "mean",
         embeddings_initializer: str | Initializer | Mapping[str, str | Initializer | Tensor] = "uniform",
         trainable: bool | Mapping[str, bool] = True,
         l2_batch_regularization_factor: float | Mapping[str, float] = 0.0,
@@ -219,7 +188,8 @@ class Embeddings(nn.Module):
         self.sequence_combiner = sequence_combiner
         self.trainable = trainable
         self.l2_batch_regularization_factor = l2_batch_regularization_factor
-        options = _PerColumn(schema)
+        self.l2_batch_regularization_factor = l2_batch_regularization_factor
+        per = _PerColumn(schema)
         by_table: dict[str, list[ColumnSchema]] = {}
         for c in schema:
             by_table.setdefault(table_name(c), []).append(c)
@@ -228,17 +198,20 @@ class Embeddings(nn.Module):
             if name in made:
                 _check_one_domain((*made[name].col_schemas, *columns))
                 continue
-            first = columns[0].name
             made[name] = EmbeddingTable(
-                options.pick(dim, first, None) or infer_dim_fn(columns[0].cardinality),
+                per.agreed(dim, columns, None) or infer_dim_fn(columns[0].cardinality),
                 *columns,
-                embeddings_initializer=options.pick(embeddings_initializer, first, "uniform"),  # type: ignore[arg-type]
-                sequence_combiner=options.pick(sequence_combiner, first, "mean"),
-                trainable=options.pick(trainable, first, True),
-                l2_batch_regularization_factor=options.pick(l2_batch_regularization_factor, first, 0.0),
+                embeddings_initializer=per.agreed(embeddings_initializer, columns, "uniform"),  # type: ignore[arg-type]
+                trainable=per.agreed(trainable, columns, True),
             )
         self._keys = {name: module_key(name) for name in by_table}
         self._tables = nn.ModuleDict({self._keys[name]: made[name] for name in by_table})
+        self._combiner: dict[str, Combiner] = {c.name: per.pick(sequence_combiner, c.name, "mean") for c in schema}  # type: ignore[misc]
+        self._factor = {c.name: per.pick(l2_batch_regularization_factor, c.name, 0.0) for c in schema}
+        for combiner in self._combiner.values():
+            check_combiner(combiner)
+        # modules among them, so that they are trained with the rest
+        self._encoders = nn.ModuleList({id(c): c for c in self._combiner.values() if isinstance(c, nn.Module)}.values())
 
     @property
     def tables(self) -> dict[str, EmbeddingTable]:
@@ -250,17 +223,29 @@ class Embeddings(nn.Module):
         return self._table(table_name(self.schema[column_name]))
 
     def select(self, schema: Schema) -> "Embeddings":
-        """The same tables for some of the columns."""
-        return Embeddings(schema, tables=self.tables)
+        """The same tables, and the same pooling, for some of the columns."""
+        names = schema.column_names
+        return Embeddings(
+            schema,
+            tables=self.tables,
+            sequence_combiner={name: self._combiner[name] for name in names},
+            l2_batch_regularization_factor={name: self._factor[name] for name in names},
+        )
 
     def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """One vector (B, D) for each column; D may differ between columns."""
-        return {c.name: self._of(c)(column(batch, c.name)) for c in self.schema}
+        return {c.name: self._pooled(c, batch) for c in self.schema}
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
-        """The L2 terms of the columns whose table has a factor."""
-        columns = [c for c in self.schema if self._of(c).l2_batch_regularization_factor]
-        return {c.name: self._of(c).regularization(column(batch, c.name)) for c in columns}
+        """factor * sum of squares of a column's vectors after pooling, for the columns that have a factor."""
+        regular = [c for c in self.schema if self._factor[c.name]]
+        return {c.name: self._factor[c.name] * self._pooled(c, batch).square().sum() for c in regular}
+
+    def _pooled(self, c: ColumnSchema, batch: Batch) -> Tensor:
+        vectors = self._of(c).vectors(column(batch, c.name))
+        if isinstance(vectors, Tensor) and vectors.ndim == 2:
+            return vectors
+        return combine(as_ragged(vectors), self._combiner[c.name])
 
     def _of(self, c: ColumnSchema) -> EmbeddingTable:
         return self._table(table_name(c))
@@ -283,6 +268,23 @@ class _PerColumn:
         for given in option:
             self.schema[given]  # an unknown column is an error with the list of columns
         return option.get(name, default)
+
+    def agreed(self, option: T | Mapping[str, T], columns: list[ColumnSchema], default: T) -> T:
+        """What the columns of one table were given."""
+        self.pick(option, columns[0].name, default)
+        if not isinstance(option, Mapping):
+            return option
+        given = {c.name: option[c.name] for c in columns if c.name in option}
+        first = next(iter(given.values()), default)
+        if any(value is not first and not _equal(value, first) for value in given.values()):
+            raise ValueError(
+                f"columns {list(given)} share the table {table_name(columns[0])!r}, but were given different values: {given}."
+            )
+        return first
+
+
+def _equal(one: object, other: object) -> bool:
+    return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
 
 
 def table_name(column_schema: ColumnSchema) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from twotower.blocks.embedding import Embeddings, combine
+from twotower.blocks.embedding import Embeddings
+from twotower.blocks.pooling import combine
 from twotower.data.batch import Batch, column
 from twotower.data.ragged import Ragged
 from twotower.errors import choose, explain_options
