@@ -14,7 +14,8 @@ LINE = [
     "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
     "data.parquet", "data.dataset", "data.columns", "data.preprocessor", "data.splits", "data.leaks",
     "data.histories", "data.stream", "data.loader", "data.catalog", "data.sources", "blocks.initializers",
-    "blocks.pooling", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
+    "blocks.pooling", "blocks.id_dropout", "blocks.embedding", "blocks.numbers", "blocks.pretrained",
+    "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
     "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
     "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch",
     "samplers.uniform", "samplers.weighted", "samplers.popularity", "samplers.catalog", "samplers.cross_batch",
@@ -67,8 +68,8 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 
 PUBLIC = [
-    "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "CatalogSampler",
-    "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency",
+    "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "CatalogSampler",
+    "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency",
     "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
     "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency", "HardNegativeSampler", "Health",
     "HealthWarning", "History", "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LeakWarning",

@@ -1,6 +1,9 @@
 """Small made-up worlds whose answer is known."""
 
+from dataclasses import dataclass
+
 import numpy as np
+import torch
 
 import twotower as tt
 from twotower import Tags
@@ -60,3 +63,48 @@ def towers(data: tt.Dataset, width: int = 16) -> tuple[tt.Encoder, tt.Encoder]:
     user, item = data.schema.select_by_tag(Tags.USER), data.schema.select_by_tag(Tags.ITEM)
     query = tt.Encoder(user, tt.MLPBlock([32, width], no_activation_last_layer=True))
     return query, tt.Encoder(item, tt.MLPBlock([32, width], no_activation_last_layer=True))
+
+
+@dataclass(frozen=True)
+class TaggedItems:
+    """A world with warm and cold items: events of the warm ones, all users and items as batches, and who likes what."""
+
+    train: tt.Dataset
+    users: dict[str, torch.Tensor]
+    items: dict[str, torch.Tensor]
+    fits: torch.Tensor
+
+
+def tagged_items(
+    users: int = 200, warm: int = 100, cold: int = 100, clubs: int = 5, rows: int = 6000, noise: float = 0.6
+) -> TaggedItems:
+    """Users and items belong to clubs; nine events of ten stay within the club. An item has four tags of four for its club,
+    but a share `noise` of them is drawn from all: the id of a warm item says more than its tags, which is all that is
+    known of a cold one. Ids as of a Preprocessor that has never seen the cold ones, which come as id 1."""
+    rng = np.random.default_rng(0)
+    club = np.arange(warm + cold) % clubs
+    own = club[:, None] * 4 + rng.integers(4, size=(warm + cold, 4))
+    tags = np.where(rng.random(own.shape) < noise, rng.integers(clubs * 4, size=own.shape), own) + 2
+    user = rng.integers(users, size=rows)
+    chosen = np.where(rng.random(rows) < 0.9, user % clubs, rng.integers(clubs, size=rows))
+    item = chosen + clubs * rng.integers(warm // clubs, size=rows)
+    known = {"unknown_id": 1}
+    of_item = tt.ColumnSchema(
+        "tags", [Tags.ITEM, Tags.CATEGORICAL], "int64", dims=((0, None), (4, 4)),
+        properties={"domain": {"min": 0, "max": clubs * 4 + 1, "name": "tags"}},
+    )  # fmt: skip
+    schema = tt.Schema(
+        [
+            id_column("user_id", Tags.USER_ID, users + 1).with_properties(known),
+            id_column("item_id", Tags.ITEM_ID, warm + 1).with_properties(known),
+            of_item,
+        ]
+    )
+    train = tt.Dataset({"user_id": user + 2, "item_id": item + 2, "tags": tags[item].tolist()}, schema)
+    item_id = np.concatenate([np.arange(warm) + 2, np.ones(cold, dtype=np.int64)])
+    return TaggedItems(
+        train,
+        {"user_id": torch.arange(users) + 2},
+        {"item_id": torch.from_numpy(item_id), "tags": torch.from_numpy(tags)},
+        torch.arange(users)[:, None] % clubs == torch.from_numpy(club),
+    )

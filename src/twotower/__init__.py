@@ -2,9 +2,12 @@
 
 from twotower.blocks.cross import CrossBlock
 from twotower.blocks.embedding import Embeddings, EmbeddingTable, infer_embedding_dim
-from twotower.blocks.inputs import Continuous, InputBlockV2, PretrainedEmbeddings
+from twotower.blocks.inputs import InputBlockV2
 from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
+from twotower.blocks.numbers import Continuous, ContinuousEmbedding
+from twotower.blocks.pooling import AttentionPooling
+from twotower.blocks.pretrained import PretrainedEmbeddings
 from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.candidates import Candidates, Draw, Step, TopK
 from twotower.data.catalog import Catalog
@@ -62,6 +65,7 @@ from twotower.training.history import History
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionPooling",
     "AvgPrecisionAt",
     "BinaryOutput",
     "Bundle",
@@ -73,6 +77,7 @@ __all__ = [
     "ColumnSampler",
     "ColumnSchema",
     "Continuous",
+    "ContinuousEmbedding",
     "ContrastiveOutput",
     "CountFrequency",
     "CrossBatchSampler",

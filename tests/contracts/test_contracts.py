@@ -18,6 +18,9 @@ from twotower.saving import describe, rebuild
 
 ITEM = id_column("item_id", Tags.ITEM_ID, 49)
 SCHEMA = tt.Schema([ITEM, tt.ColumnSchema("x", tags=[Tags.CONTINUOUS], dtype="float32")])
+KNOWN = ITEM.with_properties({"unknown_id": 1})
+LISTS = ITEM.with_name("lists").with_dtype("int64", is_list=True)
+ROWS = tt.ColumnSchema("image", [Tags.EMBEDDING], "int64", properties={"domain": {"min": 0, "max": 2}})
 BATCH = {"item_id": torch.tensor([3, 4, 3]), "x": torch.tensor([0.5, 1.0, 1.5])}
 
 SAMPLER_CASES = {
@@ -44,6 +47,12 @@ MODULE_CASES = {
     **SAMPLER_CASES,
     "EmbeddingTable": lambda: tt.EmbeddingTable(4, ITEM, sequence_combiner="max"),
     "Embeddings": lambda: tt.Embeddings(tt.Schema([ITEM]), dim=4),
+    "Embeddings, id dropout": lambda: tt.Embeddings(tt.Schema([KNOWN]), dim=4, id_dropout={"item_id": 0.5}),
+    "Embeddings, weights": lambda: tt.Embeddings(tt.Schema([LISTS]), dim=4, sequence_weights={"lists": "weights"}),
+    "AttentionPooling": lambda: tt.AttentionPooling(4),
+    "ContinuousEmbedding": lambda: tt.ContinuousEmbedding(SCHEMA[["x"]], 4),
+    "ContinuousEmbedding, periodic": lambda: tt.ContinuousEmbedding(SCHEMA[["x"]], 4, kind="periodic"),
+    "PretrainedEmbeddings": lambda: tt.PretrainedEmbeddings(tt.Schema([ROWS]), vectors={"image": torch.eye(3).half()}),
     "InputBlockV2": lambda: tt.InputBlockV2(SCHEMA),
     "Encoder": lambda: tt.Encoder(SCHEMA, tt.MLPBlock([4]), nn.Tanh(), post=tt.L2Norm()),
     "EmbeddingEncoder": lambda: tt.EmbeddingEncoder(ITEM, 4),

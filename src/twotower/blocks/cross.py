@@ -19,7 +19,7 @@ class CrossBlock(nn.Module):
         kernel_initializer, bias_initializer: names or functions.
 
     Raises:
-        ValueError: depth below 1.
+        ValueError: depth or low_rank_dim below 1.
 
     Example:
         >>> CrossBlock(depth=2)(torch.ones(3, 5)).shape
@@ -38,6 +38,8 @@ class CrossBlock(nn.Module):
         super().__init__()
         if depth < 1:
             raise ValueError(f"CrossBlock needs depth >= 1, got {depth}.")
+        if low_rank_dim is not None and low_rank_dim < 1:
+            raise ValueError(f"CrossBlock needs low_rank_dim >= 1, or None for full rank; got {low_rank_dim}.")
         self.depth = depth
         self.low_rank_dim = low_rank_dim
         self.use_bias = use_bias

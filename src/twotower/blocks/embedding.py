@@ -9,11 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twotower.blocks.id_dropout import drop_ids, unknown_id_of
 from twotower.blocks.initializers import Initializer, initializer
-from twotower.blocks.pooling import Combiner, as_ragged, check_combiner, combine
+from twotower.blocks.pooling import (
+    SIZES,
+    Combiner,
+    as_ragged,
+    check_combiner,
+    combine,
+    combine_weighted,
+    parallel_weights,
+)
 from twotower.data.batch import Batch, column
 from twotower.data.ragged import Ragged
-from twotower.errors import explain_options
+from twotower.errors import choose, explain_options
 from twotower.schema import ColumnSchema, Schema
 
 T = TypeVar("T")
@@ -163,10 +172,25 @@ class Embeddings(nn.Module):
         sequence_combiner, l2_batch_regularization_factor: as in EmbeddingTable; one value for all columns, or a dict by
             column name.
         embeddings_initializer, trainable: the same; columns that share a table must agree on them.
+        sequence_weights: for a list column, the column that holds a weight for each of its elements, such as
+            {"genres": "genre_weight"}; its list is pooled by weighted "mean", "sum" or "sqrtn". The column of weights stands in
+            the schema of the InputBlockV2, and is no feature of its own.
+        id_dropout: in training, the probability that an id is replaced by the unknown id (in lists, each element by
+            itself); one value for all columns, or a dict by column name. It trains the unknown id's row, and the features
+            beside the id to do without it, so that new items and users are served well.
         tables: tables that exist already, by domain name, to be shared with another tower.
 
     Raises:
-        ValueError: a dict names a column that is not in the schema, or columns of one table differ in its options.
+        ValueError: a dict names a column that is not in the schema, columns of one table differ in its options, weights
+            for a column without lists, or id_dropout for a column without an unknown id.
+
+    Example:
+        >>> domain = {"min": 0, "max": 9}
+        >>> genres = ColumnSchema("genres", dtype="int64", is_list=True, properties={"domain": domain})
+        >>> embeddings = Embeddings(Schema([genres]), dim=4, sequence_weights={"genres": "genre_weight"})
+        >>> lists, weights = Ragged.from_lists([[3, 5], [4]]), Ragged.from_lists([[0.9, 0.1], [1.0]])
+        >>> embeddings({"genres": lists, "genre_weight": weights})["genres"].shape
+        torch.Size([2, 4])
     """
 
     @explain_options
@@ -180,6 +204,8 @@ class Embeddings(nn.Module):
         embeddings_initializer: str | Initializer | Mapping[str, str | Initializer | Tensor] = "uniform",
         trainable: bool | Mapping[str, bool] = True,
         l2_batch_regularization_factor: float | Mapping[str, float] = 0.0,
+        sequence_weights: Mapping[str, str] | None = None,
+        id_dropout: float | Mapping[str, float] = 0.0,
         tables: Mapping[str, EmbeddingTable] | None = None,
     ) -> None:
         super().__init__()
@@ -188,7 +214,8 @@ class Embeddings(nn.Module):
         self.sequence_combiner = sequence_combiner
         self.trainable = trainable
         self.l2_batch_regularization_factor = l2_batch_regularization_factor
-        self.l2_batch_regularization_factor = l2_batch_regularization_factor
+        self.sequence_weights = dict(sequence_weights or {})
+        self.id_dropout = id_dropout
         per = _PerColumn(schema)
         by_table: dict[str, list[ColumnSchema]] = {}
         for c in schema:
@@ -208,8 +235,13 @@ class Embeddings(nn.Module):
         self._tables = nn.ModuleDict({self._keys[name]: made[name] for name in by_table})
         self._combiner: dict[str, Combiner] = {c.name: per.pick(sequence_combiner, c.name, "mean") for c in schema}  # type: ignore[misc]
         self._factor = {c.name: per.pick(l2_batch_regularization_factor, c.name, 0.0) for c in schema}
+        self._dropout = {c.name: per.pick(id_dropout, c.name, 0.0) for c in schema}
         for combiner in self._combiner.values():
             check_combiner(combiner)
+        for name in self.sequence_weights:
+            _check_weighable(schema[name], self._combiner[name])
+        for c in schema:
+            unknown_id_of(c, self._dropout[c.name])
         # modules among them, so that they are trained with the rest
         self._encoders = nn.ModuleList({id(c): c for c in self._combiner.values() if isinstance(c, nn.Module)}.values())
 
@@ -230,22 +262,33 @@ class Embeddings(nn.Module):
             tables=self.tables,
             sequence_combiner={name: self._combiner[name] for name in names},
             l2_batch_regularization_factor={name: self._factor[name] for name in names},
+            sequence_weights={name: weights for name, weights in self.sequence_weights.items() if name in schema},
+            id_dropout={name: self._dropout[name] for name in names},
         )
 
     def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """One vector (B, D) for each column; D may differ between columns."""
-        return {c.name: self._pooled(c, batch) for c in self.schema}
+        return {c.name: self._pooled(c, batch, self._dropped(c, column(batch, c.name))) for c in self.schema}
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
-        """factor * sum of squares of a column's vectors after pooling, for the columns that have a factor."""
+        """factor * sum of squares of a column's vectors after pooling, no id dropped, for the columns that have a factor."""
         regular = [c for c in self.schema if self._factor[c.name]]
-        return {c.name: self._factor[c.name] * self._pooled(c, batch).square().sum() for c in regular}
+        pooled = {c.name: self._pooled(c, batch, column(batch, c.name)) for c in regular}
+        return {name: self._factor[name] * vectors.square().sum() for name, vectors in pooled.items()}
 
-    def _pooled(self, c: ColumnSchema, batch: Batch) -> Tensor:
-        vectors = self._of(c).vectors(column(batch, c.name))
+    def _dropped(self, c: ColumnSchema, ids: Tensor | Ragged) -> Tensor | Ragged:
+        probability = self._dropout[c.name]
+        return drop_ids(ids, probability, unknown_id_of(c, probability)) if self.training and probability else ids
+
+    def _pooled(self, c: ColumnSchema, batch: Batch, ids: Tensor | Ragged) -> Tensor:
+        vectors, combiner = self._of(c).vectors(ids), self._combiner[c.name]
         if isinstance(vectors, Tensor) and vectors.ndim == 2:
             return vectors
-        return combine(as_ragged(vectors), self._combiner[c.name])
+        lists, name = as_ragged(vectors), self.sequence_weights.get(c.name)
+        if name is None:
+            return combine(lists, combiner)
+        assert isinstance(combiner, str)
+        return combine_weighted(lists, parallel_weights(lists, column(batch, name), c.name, name), combiner)
 
     def _of(self, c: ColumnSchema) -> EmbeddingTable:
         return self._table(table_name(c))
@@ -285,6 +328,17 @@ class _PerColumn:
 
 def _equal(one: object, other: object) -> bool:
     return not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other
+
+
+def _check_weighable(c: ColumnSchema, combiner: Combiner) -> None:
+    if not c.is_list:
+        raise ValueError(f"sequence_weights weighs the elements of lists, but column {c.name!r} holds one id a row.")
+    if not isinstance(combiner, str):
+        raise ValueError(
+            f"sequence_weights goes with a combiner by name, one of {sorted(SIZES)}; column {c.name!r} has a "
+            f"{type(combiner).__name__}, which weighs by itself."
+        )
+    choose(f"sequence_combiner with weights of column {c.name!r},", combiner, SIZES)
 
 
 def table_name(column_schema: ColumnSchema) -> str:

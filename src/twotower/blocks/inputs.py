@@ -1,79 +1,20 @@
 """InputBlockV2: the columns of a schema to one vector a row."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
 from twotower.blocks.embedding import Embeddings
+from twotower.blocks.numbers import Continuous, ContinuousEmbedding
 from twotower.blocks.pooling import combine
-from twotower.data.batch import Batch, column
+from twotower.blocks.pretrained import PretrainedEmbeddings
+from twotower.data.batch import Batch
 from twotower.data.ragged import Ragged
 from twotower.errors import choose, explain_options
 from twotower.schema import ColumnSchema, Schema, Tags
 
-
-class Continuous(nn.Module):
-    """Numbers as they are: (B,) becomes (B, 1), fixed lists stay (B, L). Normalise them in the Preprocessor.
-
-    Args:
-        schema: float (or integer) columns.
-    """
-
-    def __init__(self, schema: Schema) -> None:
-        super().__init__()
-        self.schema = schema
-
-    def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
-        """One (B, width) tensor for each column."""
-        return {c.name: _numbers(column(batch, c.name), c.name) for c in self.schema}
-
-
-class PretrainedEmbeddings(nn.Module):
-    """Vectors that come with the data, such as text or image embeddings in a fixed-size list column.
-
-    Args:
-        schema: columns tagged EMBEDDING: (B, W) vectors.
-        output_dims: project to this width with a linear layer; one int for all, or a dict by column. None passes the
-            vectors through.
-        normalizer: "l2-norm" or a module, applied to the incoming vectors.
-    """
-
-    @explain_options
-    def __init__(
-        self,
-        schema: Schema,
-        output_dims: int | Mapping[str, int] | None = None,
-        normalizer: str | nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.schema = schema
-        self.output_dims = output_dims
-        if isinstance(normalizer, str) and normalizer != "l2-norm":
-            raise ValueError(f"unknown normalizer {normalizer!r}: choose 'l2-norm' or give a module.")
-        self.normalizer = normalizer
-        dims = output_dims if isinstance(output_dims, Mapping) else dict.fromkeys(schema.column_names, output_dims)
-        for name in dims:
-            schema[name]
-        self.projections = nn.ModuleList(nn.LazyLinear(d) if (d := dims.get(c.name)) else nn.Identity() for c in schema)
-
-    def for_columns(self, schema: Schema) -> "PretrainedEmbeddings":
-        """The same options for some of the columns, with projections of their own."""
-        dims = self.output_dims
-        kept = {name: dims[name] for name in dims if name in schema} if isinstance(dims, Mapping) else dims
-        return PretrainedEmbeddings(schema, kept, self.normalizer)
-
-    def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
-        """One (B, width) tensor for each column."""
-        out: dict[str, Tensor | Ragged] = {}
-        for c, projection in zip(self.schema, self.projections, strict=True):
-            vectors = _numbers(column(batch, c.name), c.name)
-            if isinstance(self.normalizer, nn.Module):
-                vectors = self.normalizer(vectors)
-            elif self.normalizer is not None:
-                vectors = nn.functional.normalize(vectors, dim=-1)
-            out[c.name] = projection(vectors)
-        return out
+OURS = (Embeddings, Continuous, ContinuousEmbedding, PretrainedEmbeddings)
 
 
 class InputBlockV2(nn.Module):
@@ -84,17 +25,21 @@ class InputBlockV2(nn.Module):
             integer domain), continuous (CONTINUOUS) or a vector (EMBEDDING).
         categorical: the block for the categorical columns, such as `Embeddings(schema, dim=64)`; by default
             `Embeddings` with inferred widths. Columns of one domain share a table.
-        continuous: the block for the continuous columns.
-        pretrained_embeddings: the block for the columns that hold vectors.
+        continuous: the block for the continuous columns, such as `ContinuousEmbedding(schema, dim=64)`; by default
+            `Continuous`, the numbers as they are.
+        pretrained_embeddings: the block for the columns that hold vectors, or row numbers of vectors.
         pre: a module on the batch (dict in, dict out).
         post: a module on the joined vector.
         aggregation: "concat" (columns in the order of their names), "sum" and "elementwise-multiply" (all of one
             width), or "stack" to (B, columns, width).
 
     Raises:
-        ValueError: a column of no kind, no column at all, or widths that cannot be summed.
+        ValueError: a column of no kind, no column at all, a column that a block given for its kind lacks, a missing column
+            of weights, or widths that cannot be summed.
 
-    `select_by_tag` gives a block on some of the columns that holds the same tables: the way to share tables between
+    A column that holds weights of a list (`Embeddings(sequence_weights=...)`) stands in the schema, so that it
+    is delivered, but is no feature. `select_by_tag` gives a block on some of the columns that holds the same tables: the
+    way to share tables between
     two towers.
 
     Example:
@@ -121,10 +66,10 @@ class InputBlockV2(nn.Module):
         if len(self.schema) == 0:
             raise ValueError(f"an input block needs at least one column that is no target; got {schema.column_names}.")
         choose("aggregation", aggregation, AGGREGATIONS)
-        kinds: dict[str, list[ColumnSchema]] = {"categorical": [], "continuous": [], "embedding": []}
-        for c in self.schema:
-            kinds[column_kind(c)].append(c)
-        _check_covered(categorical, kinds["categorical"])
+        kinds = _by_kind(self.schema, _weights(self.schema, categorical).values())
+        _check_covered("categorical", categorical, kinds["categorical"])
+        _check_covered("continuous", continuous, kinds["continuous"])
+        _check_covered("pretrained_embeddings", pretrained_embeddings, kinds["embedding"])
         self.categorical = categorical or _build(Embeddings, kinds["categorical"])
         self.continuous = continuous or _build(Continuous, kinds["continuous"])
         self.pretrained_embeddings = pretrained_embeddings or _build(PretrainedEmbeddings, kinds["embedding"])
@@ -146,14 +91,19 @@ class InputBlockV2(nn.Module):
         """The columns with any of the tags, with the same tables."""
         if self.pre is not None or self.post is not None:
             raise ValueError("select_by_tag cannot split pre and post; give them to the Encoder of each tower instead.")
-        schema = self.schema.select_by_tag(tags)
-        kept = [c for c in schema if column_kind(c) == "categorical"]
-        shared = self.categorical.select(Schema(kept)) if isinstance(self.categorical, Embeddings) and kept else None
-        vectors = Schema([c for c in schema if column_kind(c) == "embedding"])
-        pretrained = None
-        if isinstance(self.pretrained_embeddings, PretrainedEmbeddings) and len(vectors):
-            pretrained = self.pretrained_embeddings.for_columns(vectors)
-        return InputBlockV2(schema, categorical=shared, pretrained_embeddings=pretrained, aggregation=self.aggregation)
+        weights = _weights(self.schema, self.categorical)
+        kinds = _by_kind(self.schema.select_by_tag(tags), weights.values())
+        columns = [c for kind in kinds.values() for c in kind]
+        if not columns:
+            raise ValueError(f"no column is tagged {tags!r} among {self.schema.column_names}.")
+        names = {c.name for c in columns} | {weights[c.name] for c in columns if c.name in weights}
+        return InputBlockV2(
+            Schema([c for c in self.schema if c.name in names]),  # a list takes its weights along
+            categorical=_part(self.categorical, kinds["categorical"]),
+            continuous=_part(self.continuous, kinds["continuous"]),
+            pretrained_embeddings=_part(self.pretrained_embeddings, kinds["embedding"]),
+            aggregation=self.aggregation,
+        )
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
         """The L2 terms of the embedding tables, by column."""
@@ -174,24 +124,53 @@ def column_kind(c: ColumnSchema) -> str:
     )
 
 
-def _check_covered(block: nn.Module | None, columns: list[ColumnSchema]) -> None:
-    left = [c.name for c in columns if isinstance(block, Embeddings) and c.name not in block.schema]
+def _by_kind(schema: Schema, left_out: Collection[str]) -> dict[str, list[ColumnSchema]]:
+    """The feature columns by their kind."""
+    kinds: dict[str, list[ColumnSchema]] = {"categorical": [], "continuous": [], "embedding": []}
+    for c in schema:
+        if c.name not in left_out:
+            kinds[column_kind(c)].append(c)
+    return kinds
+
+
+def _weights(schema: Schema, categorical: nn.Module | None) -> dict[str, str]:
+    """The columns of weights by the lists that they weigh."""
+    given = categorical.sequence_weights if isinstance(categorical, Embeddings) else {}
+    for name, weights in given.items():
+        if weights not in schema:
+            raise ValueError(
+                f"the weights of column {name!r} stand in column {weights!r}, which the schema lacks: {schema.column_names}. Add "
+                f'it: schema + Schema([ColumnSchema({weights!r}, tags=[Tags.CONTINUOUS], dtype="float32", is_list=True)]).'
+            )
+    return given
+
+
+def _check_covered(place: str, block: nn.Module | None, columns: list[ColumnSchema]) -> None:
+    left = [c.name for c in columns if isinstance(block, OURS) and c.name not in block.schema]
     if left:
         raise ValueError(
-            f"the categorical block lacks the columns {left}: give Embeddings all categorical columns of the schema, or "
+            f"the {place} block lacks the columns {left}: give {type(block).__name__} all such columns of the schema, or "
             "leave them out with schema.excluding_by_name."
         )
 
 
+def _part(block: nn.Module | None, columns: list[ColumnSchema]) -> nn.Module | None:
+    """A block for some of its columns."""
+    if block is None or not columns:
+        return None
+    if isinstance(block, Embeddings):
+        return block.select(Schema(columns))
+    if isinstance(block, (ContinuousEmbedding, PretrainedEmbeddings)):
+        return block.for_columns(Schema(columns))
+    if isinstance(block, Continuous):
+        return Continuous(Schema(columns))
+    raise ValueError(
+        f"select_by_tag cannot split a {type(block).__name__}: give each tower an InputBlockV2 with a block of its own."
+    )
+
+
 def _build(block: Callable[[Schema], nn.Module], columns: list[ColumnSchema]) -> nn.Module | None:
     return block(Schema(columns)) if columns else None
-
-
-def _numbers(values: Tensor | Ragged, name: str) -> Tensor:
-    if isinstance(values, Ragged):
-        raise ValueError(f"column {name!r} holds lists of different lengths; continuous columns need one fixed length.")
-    numbers = values.to(torch.float32) if not values.is_floating_point() else values
-    return numbers[:, None] if numbers.ndim == 1 else numbers
 
 
 def _same_width(parts: list[Tensor]) -> list[Tensor]:
