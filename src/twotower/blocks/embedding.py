@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower.blocks.id_dropout import drop_ids, unknown_id_of
-from twotower.blocks.initializers import Initializer, initializer
+from twotower.blocks.initializers import Initializer, initializer, like_the_mean
 from twotower.blocks.pooling import (
     SIZES,
     Combiner,
@@ -76,7 +76,7 @@ class EmbeddingTable(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
-        _check_one_domain(col_schemas)
+        check_one_domain(col_schemas)
         if dim < 1:
             raise ValueError(f"an embedding needs dim >= 1, got {dim}.")
         if sequence_combiner is not None:
@@ -132,6 +132,35 @@ class EmbeddingTable(nn.Module):
         out = self(ids)
         values = out.values if isinstance(out, Ragged) else out
         return self.l2_batch_regularization_factor * values.square().sum()
+
+    @torch.no_grad()
+    def extend(self, *col_schemas: ColumnSchema) -> None:
+        """Take in ids that were appended to the domain; the old rows stay as they are, bit for bit.
+
+        A new row is the mean of the known ids' rows, whose place an id takes of which nothing is known, with noise of 1 % of
+        their deviation, so that no two are alike. Before any training this ranks new items better, by their features, than rows
+        as of new tables do, and after a little training of ids alone too (benchmarks/growth.py). The unknown id's row is no
+        better, and was never trained where no id was unknown.
+
+        Args:
+            col_schemas: the same columns with the larger domain.
+
+        Raises:
+            ValueError: other columns than the table's, columns of different domains, or a smaller domain.
+        """
+        check_one_domain(col_schemas)
+        names, given = [c.name for c in self.col_schemas], [c.name for c in col_schemas]
+        if names != given or col_schemas[0].cardinality < self.input_dim:
+            raise ValueError(
+                f"table {self.name!r} of the columns {names} has {self.input_dim} rows and can only grow, but was given the "
+                f"columns {given} with {col_schemas[0].cardinality} ids."
+            )
+        number, unknown_id = col_schemas[0].cardinality - self.input_dim, col_schemas[0].properties.get("unknown_id")
+        self.col_schemas = list(col_schemas)
+        if number:
+            known = self.weight[int(unknown_id) + 1 :] if unknown_id is not None else self.weight
+            rows = like_the_mean(known if len(known) else self.weight, number)
+            self.weight = nn.Parameter(torch.cat([self.weight, rows]), requires_grad=self.weight.requires_grad)
 
     def _checked(self, weights: object) -> Tensor:
         assert isinstance(weights, Tensor)
@@ -223,7 +252,7 @@ class Embeddings(nn.Module):
         made = dict(tables or {})
         for name, columns in by_table.items():
             if name in made:
-                _check_one_domain((*made[name].col_schemas, *columns))
+                check_one_domain((*made[name].col_schemas, *columns))
                 continue
             made[name] = EmbeddingTable(
                 per.agreed(dim, columns, None) or infer_dim_fn(columns[0].cardinality),
@@ -352,7 +381,7 @@ def module_key(name: str) -> str:
     return "table_" + name.replace(".", "%2E")
 
 
-def _check_one_domain(columns: tuple[ColumnSchema, ...]) -> None:
+def check_one_domain(columns: tuple[ColumnSchema, ...]) -> None:
     if not columns:
         raise ValueError("EmbeddingTable needs at least one column: EmbeddingTable(dim, schema['item_id']).")
     found = {(table_name(c) if len(columns) > 1 else "", c.cardinality) for c in columns}

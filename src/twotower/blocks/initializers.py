@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import partial
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from twotower.errors import choose
@@ -25,3 +27,9 @@ INITIALIZERS: dict[str, Initializer] = {
 def initializer(name: str | Initializer) -> Initializer:
     """The function that fills a tensor in place, by name or as it is."""
     return choose("initializer", name, INITIALIZERS) if isinstance(name, str) else name
+
+
+def like_the_mean(rows: Float[Tensor, "R D"], number: int) -> Float[Tensor, "M D"]:
+    """New rows: the mean of some rows, with noise of 1 % of their standard deviation in each dimension."""
+    mean, deviation = rows.float().mean(0), rows.float().std(0, correction=0)
+    return (mean + 0.01 * deviation * torch.randn(number, len(mean), device=rows.device)).to(rows.dtype)

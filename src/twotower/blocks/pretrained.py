@@ -95,6 +95,45 @@ class PretrainedEmbeddings(nn.Module):
         """The vectors of a column, (rows, W)."""
         return cast(Tensor, getattr(self, buffer_name(name)))
 
+    def extend(self, schema: Schema, vectors: Mapping[str, Vectors] | None = None) -> None:
+        """Take in rows that were appended to the vectors.
+
+        Args:
+            schema: holds the block's columns, some with a larger domain.
+            vectors: for each of those, all its vectors, the old ones first.
+
+        Raises:
+            ValueError: a column that has grown comes without vectors, or with others for the old rows.
+        """
+        self.take(schema, self.grown(schema, vectors or {}))
+
+    def grown(self, schema: Schema, vectors: Mapping[str, Vectors]) -> dict[str, Tensor]:
+        """The vectors of each column after `extend`, which changes nothing yet."""
+        return {name: self._grown(schema[name], vectors.get(name)) for name in self.vectors}
+
+    def take(self, schema: Schema, grown: Mapping[str, Tensor]) -> None:
+        """What `grown` gave, in place of the old vectors."""
+        self.schema = Schema([schema[c.name] for c in self.schema])
+        for name, held in grown.items():
+            self.register_buffer(buffer_name(name), held)
+
+    def _grown(self, c: ColumnSchema, given: Vectors | None) -> Tensor:
+        held = self.held(c.name)
+        if c.cardinality == len(held) and given is None:
+            return held
+        if given is None:
+            raise ValueError(
+                f"column {c.name!r} has grown from {len(held)} to {c.cardinality} rows, but no vectors came with it: "
+                f"extend(schema, vectors={{{c.name!r}: <array of {c.cardinality} rows>}})."
+            )
+        new = _tensor(c, given).to(held.device, held.dtype)
+        if new.shape[1] != held.shape[1] or len(new) < len(held) or not torch.equal(new[: len(held)], held):
+            raise ValueError(
+                f"the vectors of column {c.name!r} must begin with the {len(held)} of width {held.shape[1]} that the model knows; "
+                f"got shape {tuple(new.shape)}, or other numbers in these rows."
+            )
+        return new
+
     def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """One (B, width) tensor for each column."""
         out: dict[str, Tensor | Ragged] = {}

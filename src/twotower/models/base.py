@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from twotower.blocks.pretrained import Vectors
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
@@ -18,7 +19,7 @@ from twotower.encoder import Tower, embeddings_dataset, encode, evaluating
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
-from twotower.models import parts, scoring, storing
+from twotower.models import growing, parts, scoring, storing
 from twotower.optimizers import MakeOptimizer
 from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss
 from twotower.schema import Schema, Tags
@@ -209,6 +210,30 @@ class RetrievalModelV2(nn.Module):
 
     def _catalog_of(self, data: Source) -> Catalog:
         return Catalog.from_dataset(Dataset(data), self.candidate_id.name, self.candidate.schema)
+
+    def extend(
+        self, schema: Schema, *, vectors: Mapping[str, Vectors] | None = None, catalog: Source | None = None
+    ) -> "RetrievalModelV2":
+        """Take in the new ids of a schema that has grown; old ids keep their vectors, and so their scores, bit for bit.
+
+        Tables get rows for the ids that were appended to their domains (see EmbeddingTable.extend), and the next fit goes on
+        from the optimiser's state of the last. New candidates are ranked once a catalogue holds them: the next fit's, or
+        `catalog`. An error changes nothing.
+
+        Args:
+            schema: all columns that the model reads, such as `preprocessor.schema` after `preprocessor.extend(new_data)`;
+                columns that have not grown stay as they are.
+            vectors: for the columns that PretrainedEmbeddings looks up and that have grown, all vectors, the old ones first.
+            catalog: all candidates, one row each.
+
+        Raises:
+            ValueError: a column is missing, has lost ids or is another one; no vectors or weights for the new ids of
+                PretrainedEmbeddings and PopularitySampler; a part was frozen since the last fit without compile().
+        """
+        growing.extend(self, schema, vectors or {})
+        if catalog is not None:
+            self.catalog = self._catalog_of(catalog)
+        return self
 
     @explain_options
     def fit(

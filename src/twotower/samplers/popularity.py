@@ -95,10 +95,15 @@ class PopularityBasedSamplerV2(WeightedSampler):
                 f"max_id={max_id}, which are {size}. Lower max_num_samples, or set unique=False."
             )
         super().__init__(max_num_samples, unique, seed)
-        self.max_id = max_id
         self.min_id = min_id
+        self.extend(max_id)
+
+    def extend(self, max_id: int) -> None:
+        """Draw ids up to this one; those appended at the end count as the least popular."""
+        self.max_id = max_id
+        size = max_id - self.min_id + 1
         c = torch.arange(size, dtype=torch.float64)
-        self.ids = torch.arange(min_id, max_id + 1)
+        self.ids = torch.arange(self.min_id, max_id + 1)
         self.log_p = torch.log(torch.log1p(1 / (c + 1)) / math.log(size + 1))
 
     def adapt(self, ids: Tensor, catalog: Tensor) -> None:
