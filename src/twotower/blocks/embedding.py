@@ -139,7 +139,7 @@ class EmbeddingTable(nn.Module):
 
         A new row is the mean of the known ids' rows, whose place an id takes of which nothing is known, with noise of 1 % of
         their deviation, so that no two are alike. Before any training this ranks new items better, by their features, than rows
-        as of new tables do, and after a little training of ids alone too (benchmarks/growth.py). The unknown id's row is no
+        as of new tables do, and after a little training of ids alone too (benchmarks/new_items.py). The unknown id's row is no
         better, and was never trained where no id was unknown.
 
         Args:
