@@ -313,6 +313,8 @@ def test_id_dropout_errors() -> None:
     plain = tt.Schema([id_column("item_id", Tags.ITEM_ID, 9)])
     with pytest.raises(ValueError, match="column 'item_id' has the unknown id None. Encode it with the Preprocessor"):
         tt.Embeddings(plain, 4, id_dropout=0.1)
+    from_pbtxt = ids("a", 9).with_properties({"unknown_id": 1.0})  # which has no integers
+    tt.Embeddings(tt.Schema([from_pbtxt]), 4, id_dropout=0.5)({"a": torch.arange(10)})
     with pytest.raises(ValueError, match="must be in .0, 1., got 1.5"):
         tt.Embeddings(tt.Schema([ids("a", 9)]), 4, id_dropout=1.5)
     with pytest.raises(ValueError, match="unknown column 'z'"):

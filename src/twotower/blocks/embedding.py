@@ -138,9 +138,9 @@ class EmbeddingTable(nn.Module):
         """Take in ids that were appended to the domain; the old rows stay as they are, bit for bit.
 
         A new row is the mean of the known ids' rows, whose place an id takes of which nothing is known, with noise of 1 % of
-        their deviation, so that no two are alike. Before any training this ranks new items better, by their features, than rows
-        as of new tables do, and after a little training of ids alone too (benchmarks/new_items.py). The unknown id's row is no
-        better, and was never trained where no id was unknown.
+        their deviation, so that no two are alike. Until they are trained, new items are then ranked by the features beside the
+        id, better than with rows as of a new table; after that it makes no difference (benchmarks/new_items.py). The unknown
+        id's row does as well, but it is arbitrary in a table that has no unknown id.
 
         Args:
             col_schemas: the same columns with the larger domain.

@@ -44,10 +44,12 @@ def unknown_id_of(column: ColumnSchema, probability: float) -> int:
     if not probability:
         return 0
     unknown_id = column.properties.get("unknown_id")
-    if not isinstance(unknown_id, int) or not 1 <= unknown_id < column.cardinality:
+    # schema.pbtxt knows no integers, so a whole number may come as a float
+    known = float(unknown_id) if isinstance(unknown_id, (int, float)) else 0.0
+    if not known.is_integer() or not 1 <= known < column.cardinality:
         raise ValueError(
             f"id_dropout replaces ids by the unknown id, but column {column.name!r} has the unknown id {unknown_id!r}. Encode it "
             'with the Preprocessor, say it, properties={"unknown_id": 1, ...}, or name the columns to drop ids of: '
             'id_dropout={"item_id": 0.1}.'
         )
-    return unknown_id
+    return int(known)
