@@ -258,7 +258,7 @@ def test_periodic_embeddings_find_a_band_that_linear_ones_cannot() -> None:
             loss = nn.functional.binary_cross_entropy_with_logits(net({"x": x})[:, 0], inside)
             loss.backward()
             optimizer.step()
-        losses[kind] = float(loss)
+        losses[kind] = float(loss.detach())
     entropy = -(0.15 * math.log(0.15) + 0.85 * math.log(0.85))
     assert losses["linear"] > 0.95 * entropy
     assert losses["periodic"] < 0.3 * entropy
@@ -335,7 +335,7 @@ def cold_start(id_dropout: float) -> tuple[float, float, bool]:
     before = sides[1].inputs.categorical.table("item_id").weight[1].clone()
     model = tt.TwoTowerModelV2(*sides, logits_temperature=0.1)
     model.compile(learning_rate=0.01)
-    model.fit(world.train, batch_size=512, epochs=25, verbose=False, health_steps=0)
+    model.fit(world.train, batch_size=512, epochs=20, verbose=False, health_steps=0)
     moved = not torch.equal(model.candidate.inputs.categorical.table("item_id").weight[1], before)
     with torch.no_grad():
         scores = model.query(world.users) @ model.candidate(world.items).T
