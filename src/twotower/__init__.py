@@ -8,7 +8,17 @@ from twotower.blocks.normalize import L2Norm
 from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.candidates import Candidates, Draw, Step, TopK
 from twotower.data.catalog import Catalog
-from twotower.data.columns import Categorical, Numeric, Text
+from twotower.data.columns import (
+    Age,
+    Bucketized,
+    Categorical,
+    Hashed,
+    Numeric,
+    PretrainedVectors,
+    Text,
+    Timestamp,
+    Vector,
+)
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
 from twotower.data.leaks import LeakWarning, check_leaks
@@ -62,8 +72,10 @@ from twotower.training.history import History
 __version__ = "0.1.0"
 
 __all__ = [
+    "Age",
     "AvgPrecisionAt",
     "BinaryOutput",
+    "Bucketized",
     "Bundle",
     "CandidateSampler",
     "Candidates",
@@ -88,6 +100,7 @@ __all__ = [
     "ExactIndex",
     "Frequency",
     "HardNegativeSampler",
+    "Hashed",
     "Health",
     "HealthWarning",
     "History",
@@ -110,6 +123,7 @@ __all__ = [
     "PrecisionAt",
     "Preprocessor",
     "PretrainedEmbeddings",
+    "PretrainedVectors",
     "Ragged",
     "RankingMetric",
     "RecallAt",
@@ -122,12 +136,14 @@ __all__ = [
     "TagSet",
     "Tags",
     "Text",
+    "Timestamp",
     "TopK",
     "TopKEncoder",
     "TowerHealth",
     "TwoTowerModel",
     "TwoTowerModelV2",
     "UniformSampler",
+    "Vector",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "check_leaks",
