@@ -15,7 +15,7 @@ LINE = [
     "data.parquet", "data.dataset", "data.raw", "data.columns.values",
     "data.columns.vocabulary", "data.columns.base", "data.columns.categorical", "data.columns.hashed",
     "data.columns.times", "data.columns.numeric", "data.columns.text", "data.columns.vectors", "data.columns",
-    "data.preprocessor", "data.splits", "data.leaks",
+    "data.preprocessor", "data.inference", "data.splits", "data.leaks",
     "data.histories", "data.stream", "data.loader", "data.catalog", "data.sources", "blocks.initializers",
     "blocks.pooling", "blocks.embedding", "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
     "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
@@ -70,7 +70,7 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 
 PUBLIC = [
-    "Age", "Bucketized", "Hashed", "PretrainedVectors", "Timestamp", "Vector",
+    "Age", "Inferred", "infer_columns", "Bucketized", "Hashed", "PretrainedVectors", "Timestamp", "Vector",
     "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "CatalogSampler",
     "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContrastiveOutput", "CountFrequency",
     "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",

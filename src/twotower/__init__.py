@@ -21,6 +21,7 @@ from twotower.data.columns import (
 )
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
+from twotower.data.inference import Inferred, infer_columns
 from twotower.data.leaks import LeakWarning, check_leaks
 from twotower.data.loader import Loader
 from twotower.data.preprocessor import Preprocessor
@@ -106,6 +107,7 @@ __all__ = [
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
+    "Inferred",
     "InputBlockV2",
     "L2Norm",
     "LeakWarning",
@@ -149,6 +151,7 @@ __all__ = [
     "check_leaks",
     "create_categorical_column",
     "create_continuous_column",
+    "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",

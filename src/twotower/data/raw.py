@@ -41,6 +41,17 @@ class RawTable:
         if held:
             yield pl.concat(held)
 
+    def head(self, rows: int) -> pl.DataFrame:
+        """The first rows."""
+        if self._query is not None:
+            return self._query.head(rows).collect(backend="polars").to_native()
+        held: list[pl.DataFrame] = []
+        for frame in self._frames(self.columns):
+            held.append(frame.head(rows - sum(len(part) for part in held)))
+            if sum(len(part) for part in held) >= rows:
+                break
+        return pl.concat(held)
+
     def queries(self, columns: Sequence[str]) -> Iterator[nw.LazyFrame[Any]]:
         """The same rows for the table's own engine to count and sum: the whole table at once, or Polars part by part."""
         if self._query is not None:
