@@ -11,7 +11,7 @@ import pyarrow as pa
 from twotower.data.dataset import Dataset, Source
 from twotower.errors import unknown
 
-PART_ROWS = 1_000_000
+PART_ROWS = 250_000
 
 
 class RawTable:
@@ -31,7 +31,7 @@ class RawTable:
         self.columns = self._query.collect_schema().names() if self.dataset is None else self.dataset.column_names  # type: ignore[union-attr]
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of some columns, or of all, as frames of about a million rows at least (the last may be shorter)."""
+        """The rows of some columns, or of all, as frames of about 250,000 rows at least (the last may be shorter)."""
         held: list[pl.DataFrame] = []
         for frame in self._frames(list(self.columns if columns is None else columns)):
             held.append(frame)
