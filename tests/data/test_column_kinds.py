@@ -80,6 +80,14 @@ def test_hashed_ids_are_a_function_of_the_value_alone() -> None:
 PINNED = [910860652, 367669964]
 
 
+def test_crossed_columns_hash_their_combinations() -> None:
+    learnt = {"a": ["x", "x", "y", None], "b": [1, 2, 1, 1]}
+    ids = codes(tt.Hashed(buckets=1000, source=("a", "b")), learnt, name="ab")["ab"]
+    assert ids == [1 + by_hand("x\x1f1", 1000), 1 + by_hand("x\x1f2", 1000), 1 + by_hand("y\x1f1", 1000), 0]
+    with pytest.raises(ValueError, match=r"'ab' crosses \['a', 'b'\], but \['b'\] hold lists"):
+        codes(tt.Hashed(source=("a", "b")), {"a": [1], "b": [[1]]}, name="ab")
+
+
 def test_hashes_spread_evenly() -> None:
     ids = np.array(codes(tt.Hashed(buckets=50), {"x": list(range(50_000))})["x"])
     counts = np.bincount(ids, minlength=51)[1:]

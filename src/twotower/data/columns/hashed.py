@@ -12,6 +12,8 @@ from twotower.data.columns.values import buckets_of, element_type, is_list, on_v
 from twotower.data.raw import RawTable
 from twotower.schema import ColumnSchema
 
+SEPARATOR = "\x1f"  # between the values of crossed columns; texts do not hold it
+
 
 @dataclass(frozen=True)
 class Hashed(Column):
@@ -25,7 +27,8 @@ class Hashed(Column):
         buckets: how many ids there are beside 0.
         domain: the name of the domain; columns of one domain share an embedding table, and must have equal `buckets`. By
             default the column's own.
-        source: the raw column to read; by default the one of the same name.
+        source: the raw column to read; by default the one of the same name. Several columns, none of lists, are crossed: each
+            combination of their values is hashed as one, and is null where one of them is.
 
     Raises:
         ValueError: buckets below 1.
@@ -35,21 +38,26 @@ class Hashed(Column):
     tags: Tagged = ()
     buckets: int = 1024
     domain: str | None = None
-    source: str | None = None
+    source: str | tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         keep_tags(self)
         check_counts(buckets=self.buckets)
 
     def reads(self, name: str) -> tuple[str, ...]:
-        return (self.source or name,)
+        return self.source if isinstance(self.source, tuple) else (self.source or name,)
 
     def group(self, name: str) -> str:
         return name
 
     def learn(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> Learnt:
-        source = self.reads(name)[0]
-        return _Bucketed(name, self, any(t.is_list(source) for t in holding(tables, [source])))
+        sources = self.reads(name)
+        lists = [s for s in sources if any(t.is_list(s) for t in holding(tables, sources))]
+        if lists and len(sources) > 1:
+            raise ValueError(
+                f"{name!r} crosses {list(sources)}, but {lists} hold lists; cross columns of one value a row."
+            )
+        return _Bucketed(name, self, bool(lists))
 
     def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
         return None
@@ -64,16 +72,18 @@ class _Bucketed(Learnt):
         self.column = column
 
     def encode(self, raw: pl.DataFrame) -> list[pl.Series]:
-        (source,) = self.column.reads(self.name)
-        values = raw[source]
+        sources, buckets = self.column.reads(self.name), self.column.buckets
+        if len(sources) > 1:
+            texts = [plain(raw[s], s, "Hashed").cast(pl.String) for s in sources]
+            crossed = pl.select(pl.concat_str(texts, separator=SEPARATOR)).to_series()
+            return [hashed_ids(crossed, buckets).alias(self.name)]
+        source, values = sources[0], raw[sources[0]]
         if element_type(values) == pl.Null:
             values = values.cast(pl.List(pl.String) if self.lists else pl.String)
         if is_list(values) != self.lists:
             expected = "lists" if self.lists else "one value a row"
             raise ValueError(f"column {source!r} was learnt from {expected}, but now holds {values.dtype}.")
-        return [
-            on_values(values, lambda v: hashed_ids(plain(v, source, "Hashed"), self.column.buckets)).alias(self.name)
-        ]
+        return [on_values(values, lambda v: hashed_ids(plain(v, source, "Hashed"), buckets)).alias(self.name)]
 
     def schema(self) -> list[ColumnSchema]:
         domain = {"min": 0, "max": self.column.buckets, "name": self.column.domain or self.name}
