@@ -17,6 +17,9 @@ from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import k_core, leave_last_out, split_at_random, split_by_time, split_by_user
+from twotower.data.synthetic.generate import generate_data, generate_world
+from twotower.data.synthetic.raw import RawTables
+from twotower.data.synthetic.world import World
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
@@ -112,6 +115,7 @@ __all__ = [
     "PretrainedEmbeddings",
     "Ragged",
     "RankingMetric",
+    "RawTables",
     "RecallAt",
     "RegressionOutput",
     "RetrievalModelV2",
@@ -128,11 +132,14 @@ __all__ = [
     "TwoTowerModel",
     "TwoTowerModelV2",
     "UniformSampler",
+    "World",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "check_leaks",
     "create_categorical_column",
     "create_continuous_column",
+    "generate_data",
+    "generate_world",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
