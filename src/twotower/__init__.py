@@ -11,8 +11,10 @@ from twotower.data.catalog import Catalog
 from twotower.data.columns import Categorical, Numeric, Text
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
+from twotower.data.interactions import load_interactions
 from twotower.data.leaks import LeakWarning, check_leaks
-from twotower.data.loader import Loader
+from twotower.data.loader import Loader, MappedLoader
+from twotower.data.movielens import MovieLens, load_movielens
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
@@ -20,6 +22,7 @@ from twotower.data.splits import k_core, leave_last_out, split_at_random, split_
 from twotower.data.synthetic.generate import generate_data, generate_world
 from twotower.data.synthetic.raw import RawTables
 from twotower.data.synthetic.world import World
+from twotower.data.targets import ToTarget
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
@@ -104,7 +107,9 @@ __all__ = [
     "Loader",
     "MLPBlock",
     "MRRAt",
+    "MappedLoader",
     "MatrixFactorizationModelV2",
+    "MovieLens",
     "MovieTweetings",
     "NDCGAt",
     "Numeric",
@@ -126,6 +131,7 @@ __all__ = [
     "TagSet",
     "Tags",
     "Text",
+    "ToTarget",
     "TopK",
     "TopKEncoder",
     "TowerHealth",
@@ -145,6 +151,8 @@ __all__ = [
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_interactions",
+    "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",

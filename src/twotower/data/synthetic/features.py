@@ -69,7 +69,7 @@ def _values(column: ColumnSchema, view: Array, part: int, parts: int) -> Array:
         rank = np.empty(len(view), np.int64)
         rank[np.argsort(view, kind="stable")] = np.arange(len(view))
         return (choices.start + start + rank * (stop - start) // len(view)).astype(column.dtype or "int64")
-    if column.dtype is not None and "float" not in column.dtype or Tags.CATEGORICAL in column.tags:
+    if (column.dtype is not None and "float" not in column.dtype) or Tags.CATEGORICAL in column.tags:
         raise ValueError(
             f"column {column.name!r} ({column.dtype or 'no dtype'}) cannot be made up: expected floats, or integers with a "
             'domain, properties={"domain": {"min": 0, "max": ...}}.'
