@@ -64,7 +64,7 @@ def _columns(schema: Schema, target: str | Tags | ColumnSchema | Schema) -> Sche
         return schema.select_by_name(target.column_names)
     if isinstance(target, ColumnSchema):
         return schema.select_by_name(target.name)
-    if target in schema:
+    if target in schema and not isinstance(target, Tags):  # a tag equals the text of its name
         return schema.select_by_name(target)
     found = schema.select_by_tag(target)
     if not len(found):

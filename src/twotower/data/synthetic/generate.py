@@ -103,6 +103,7 @@ def generate_world(
     )
 
 
+@explain_options
 def generate_data(
     input: str | Schema, num_rows: int, set_sizes: Sequence[float] = (1.0,), *, seed: int = 0
 ) -> Dataset | tuple[Dataset, ...]:
