@@ -22,7 +22,7 @@ SETS = {
     "ml-1m": {
         "ratings.dat": "1::2::5::978300760\n3::1::3::978302109\n",
         "users.dat": "1::F::1::10::48067\n3::M::56::16::70072\n",
-        "movies.dat": ['Nr. 1', '1::"1" Café Noir (1995)::Comedy|Drama\n2::Hut | Co: A, B (2000)::Film-Noir\n'][1],
+        "movies.dat": '1::"1" Café Noir (1995)::Comedy|Drama\n2::Hut | Co: A, B (2000)::Film-Noir\n',
     },
     "ml-25m": {
         "ratings.csv": "userId,movieId,rating,timestamp\n1,2,4.5,1147880044\n3,1,0.5,1147868817\n",
