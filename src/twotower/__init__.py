@@ -22,12 +22,18 @@ from twotower.data.columns import (
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
 from twotower.data.inference import Inferred, infer_columns
+from twotower.data.interactions import load_interactions
 from twotower.data.leaks import LeakWarning, check_leaks
-from twotower.data.loader import Loader
+from twotower.data.loader import Loader, MappedLoader
+from twotower.data.movielens import MovieLens, load_movielens
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import k_core, leave_last_out, split_at_random, split_by_time, split_by_user
+from twotower.data.synthetic.generate import generate_data, generate_world
+from twotower.data.synthetic.raw import RawTables
+from twotower.data.synthetic.world import World
+from twotower.data.targets import ToTarget
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
@@ -116,7 +122,9 @@ __all__ = [
     "Loader",
     "MLPBlock",
     "MRRAt",
+    "MappedLoader",
     "MatrixFactorizationModelV2",
+    "MovieLens",
     "MovieTweetings",
     "NDCGAt",
     "Numeric",
@@ -128,6 +136,7 @@ __all__ = [
     "PretrainedVectors",
     "Ragged",
     "RankingMetric",
+    "RawTables",
     "RecallAt",
     "RegressionOutput",
     "RetrievalModelV2",
@@ -139,6 +148,7 @@ __all__ = [
     "Tags",
     "Text",
     "Timestamp",
+    "ToTarget",
     "TopK",
     "TopKEncoder",
     "TowerHealth",
@@ -146,17 +156,22 @@ __all__ = [
     "TwoTowerModelV2",
     "UniformSampler",
     "Vector",
+    "World",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "check_leaks",
     "create_categorical_column",
     "create_continuous_column",
+    "generate_data",
+    "generate_world",
     "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_interactions",
+    "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",
