@@ -312,3 +312,30 @@ def test_tied_tables_stay_tied_and_frozen_ones_frozen() -> None:
     youtube.extend(schema(60))
     assert youtube.outputs[0].negative_samplers[0].max_id == 61
     assert youtube.candidate.table.input_dim == 62
+
+
+def test_an_extended_preprocessor_and_its_model_go_together() -> None:
+    rng = np.random.default_rng(0)
+    monday = {"user_id": rng.integers(0, 50, 500), "item_id": [f"i{n}" for n in rng.integers(0, 30, 500)]}
+    tuesday = {"user_id": rng.integers(0, 60, 300), "item_id": [f"i{n}" for n in rng.integers(0, 40, 300)]}
+    table = {"id": [f"i{n}" for n in range(40)], "vector": rng.normal(size=(40, 6)).astype(np.float32)}
+    before = tt.Preprocessor(
+        {
+            "user_id": tt.Categorical(Tags.USER_ID),
+            "item_id": tt.Categorical(Tags.ITEM_ID, oov_buckets=2),
+            "image": tt.PretrainedVectors(table, Tags.ITEM, source="item_id"),
+        }
+    ).fit(monday)
+    pretrained = tt.PretrainedEmbeddings(before.schema[["image"]], 8, vectors=before.vectors)
+    categorical = tt.Embeddings(before.schema[["user_id", "item_id"]], 8, id_dropout=0.1)
+    inputs = tt.InputBlockV2(before.schema, categorical=categorical, pretrained_embeddings=pretrained)
+    sides = [tt.Encoder(inputs.select_by_tag(tag), tt.MLPBlock([8])) for tag in (Tags.USER, Tags.ITEM)]
+    model = tt.TwoTowerModelV2(*sides)
+    model.fit(before.transform(monday), batch_size=100, verbose=False, health_steps=0)
+    with torch.no_grad():
+        scores = model(before.transform(monday).batch())
+        after = before.extend(tuesday)
+        model.extend(after.schema)
+        assert torch.equal(model(after.transform(monday).batch()), scores)
+    model.fit(after.transform(tuesday), batch_size=100, verbose=False, health_steps=0)
+    assert model.candidate.inputs.categorical.table("item_id").input_dim == 1 + 2 + 40

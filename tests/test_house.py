@@ -12,20 +12,25 @@ SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
     "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
-    "data.parquet", "data.dataset", "data.columns", "data.preprocessor", "data.splits", "data.leaks",
-    "data.histories", "data.stream", "data.loader", "data.catalog", "data.sources", "blocks.initializers",
-    "blocks.pooling", "blocks.id_dropout", "blocks.embedding", "blocks.numbers", "blocks.pretrained",
-    "blocks.inputs", "blocks.mlp", "blocks.cross", "blocks.normalize", "metrics", "saving",
-    "encoder", "distinct", "candidates", "logits", "losses.softmax", "losses.pairwise", "losses.pointwise",
-    "losses.fused", "losses", "samplers.base", "samplers.frequency", "samplers.streaming", "samplers.in_batch",
-    "samplers.uniform", "samplers.weighted", "samplers.popularity", "samplers.catalog", "samplers.cross_batch",
-    "samplers.explicit", "samplers.hard", "samplers", "outputs.base", "outputs.known", "outputs.contest",
-    "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
-    "optimizers.clipping", "optimizers", "health.measures", "health.record", "health.findings", "training.compiled",
-    "training.history", "training.checkup", "training.watch", "training.checkpoint", "training.lightning",
-    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
-    "models.growing", "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
-    "serving.retriever",
+    "data.parquet", "data.dataset", "data.raw", "data.columns.values", "data.columns.vocabulary",
+    "data.columns.base", "data.columns.categorical", "data.columns.hashed", "data.columns.times",
+    "data.columns.numeric", "data.columns.text", "data.columns.vectors", "data.columns", "data.preprocessor",
+    "data.inference", "data.splits", "data.leaks", "data.histories", "data.stream", "data.loader", "data.targets",
+    "data.catalog", "data.delimited", "data.movielens", "data.sources", "data.times", "data.interactions",
+    "data.synthetic.schemas", "data.synthetic.roles", "data.synthetic.features", "data.synthetic.laws",
+    "data.synthetic.raw", "blocks.initializers", "blocks.pooling", "blocks.id_dropout", "blocks.embedding",
+    "blocks.numbers", "blocks.pretrained", "blocks.inputs", "blocks.mlp",
+    "blocks.cross", "blocks.normalize", "metrics", "saving", "encoder", "distinct", "candidates",
+    "logits", "losses.softmax", "losses.pairwise", "losses.pointwise", "losses.fused", "losses", "samplers.base",
+    "samplers.frequency", "samplers.streaming", "samplers.in_batch", "samplers.uniform", "samplers.weighted",
+    "samplers.popularity", "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard",
+    "samplers", "outputs.base", "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets",
+    "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers", "health.measures",
+    "health.record", "health.findings", "training.compiled", "training.history", "training.checkup",
+    "training.watch", "training.checkpoint", "training.lightning", "evaluation", "data.synthetic.world",
+    "data.synthetic.generate", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring",
+    "models.storing", "models.growing", "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn",
+    "bundle", "serving.retriever",
 ]  # fmt: skip
 
 
@@ -68,20 +73,23 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 
 PUBLIC = [
-    "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bundle", "CandidateSampler", "Candidates", "Catalog", "CatalogSampler",
-    "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency",
-    "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
-    "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency", "HardNegativeSampler", "Health",
-    "HealthWarning", "History", "HitRateAt", "InBatchSamplerV2", "InputBlockV2", "L2Norm", "LeakWarning",
-    "LearnedTemperature", "ListHealth", "Loader", "MLPBlock", "MRRAt", "MatrixFactorizationModelV2",
-    "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2", "PopularitySampler", "PrecisionAt",
-    "Preprocessor", "PretrainedEmbeddings", "Ragged", "RankingMetric", "RecallAt", "RegressionOutput",
-    "RetrievalModelV2", "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "TopK",
-    "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
-    "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "create_categorical_column",
-    "create_continuous_column", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out",
-    "load_bundle", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
-    "save_schema", "split_at_random", "split_by_time", "split_by_user", "unique_rows_by_features",
+    "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler", "Candidates",
+    "Catalog", "CatalogSampler", "Categorical", "ColumnSampler", "ColumnSchema", "Continuous", "ContinuousEmbedding",
+    "ContrastiveOutput",
+    "CountFrequency", "CrossBatchSampler", "CrossBlock", "Dataset", "Domain", "DotProduct", "Draw",
+    "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex", "Frequency", "HardNegativeSampler",
+    "Hashed", "Health", "HealthWarning", "History", "HitRateAt", "InBatchSamplerV2", "Inferred", "InputBlockV2",
+    "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth", "Loader", "MLPBlock", "MRRAt", "MappedLoader",
+    "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "Numeric", "PopularityBasedSamplerV2",
+    "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "Ragged",
+    "RankingMetric", "RawTables", "RecallAt", "RegressionOutput", "RetrievalModelV2", "Retriever", "Schema", "Step",
+    "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth",
+    "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2",
+    "build_histories", "check_leaks", "create_categorical_column", "create_continuous_column", "generate_data",
+    "generate_world", "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out",
+    "load_bundle", "load_interactions", "load_movielens", "load_movietweetings", "load_schema", "make_optimizer",
+    "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time", "split_by_user",
+    "unique_rows_by_features",
 ]  # fmt: skip
 
 
@@ -102,7 +110,7 @@ def test_public_names_have_docstrings_and_types(name: str) -> None:
         else [m for n, m in vars(thing).items() if inspect.isfunction(m) and n[0] != "_"]
     )
     for function in functions:
-        assert function.__doc__ or name.endswith("At"), f"{name}.{function.__name__} has no docstring"
+        assert inspect.getdoc(function) or name.endswith("At"), f"{name}.{function.__name__} has no docstring"
         assert "return" in function.__annotations__, f"{name}.{function.__name__} has no return type"
 
 

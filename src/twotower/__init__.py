@@ -11,15 +11,32 @@ from twotower.blocks.pretrained import PretrainedEmbeddings
 from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.candidates import Candidates, Draw, Step, TopK
 from twotower.data.catalog import Catalog
-from twotower.data.columns import Categorical, Numeric, Text
+from twotower.data.columns import (
+    Age,
+    Bucketized,
+    Categorical,
+    Hashed,
+    Numeric,
+    PretrainedVectors,
+    Text,
+    Timestamp,
+    Vector,
+)
 from twotower.data.dataset import Dataset, sample_batch, unique_rows_by_features
 from twotower.data.histories import build_histories, latest_histories
+from twotower.data.inference import Inferred, infer_columns
+from twotower.data.interactions import load_interactions
 from twotower.data.leaks import LeakWarning, check_leaks
-from twotower.data.loader import Loader
+from twotower.data.loader import Loader, MappedLoader
+from twotower.data.movielens import MovieLens, load_movielens
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.ragged import Ragged
 from twotower.data.sources import MovieTweetings, load_movietweetings
 from twotower.data.splits import k_core, leave_last_out, split_at_random, split_by_time, split_by_user
+from twotower.data.synthetic.generate import generate_data, generate_world
+from twotower.data.synthetic.raw import RawTables
+from twotower.data.synthetic.world import World
+from twotower.data.targets import ToTarget
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
@@ -65,9 +82,11 @@ from twotower.training.history import History
 __version__ = "0.1.0"
 
 __all__ = [
+    "Age",
     "AttentionPooling",
     "AvgPrecisionAt",
     "BinaryOutput",
+    "Bucketized",
     "Bundle",
     "CandidateSampler",
     "Candidates",
@@ -93,11 +112,13 @@ __all__ = [
     "ExactIndex",
     "Frequency",
     "HardNegativeSampler",
+    "Hashed",
     "Health",
     "HealthWarning",
     "History",
     "HitRateAt",
     "InBatchSamplerV2",
+    "Inferred",
     "InputBlockV2",
     "L2Norm",
     "LeakWarning",
@@ -106,7 +127,9 @@ __all__ = [
     "Loader",
     "MLPBlock",
     "MRRAt",
+    "MappedLoader",
     "MatrixFactorizationModelV2",
+    "MovieLens",
     "MovieTweetings",
     "NDCGAt",
     "Numeric",
@@ -115,8 +138,10 @@ __all__ = [
     "PrecisionAt",
     "Preprocessor",
     "PretrainedEmbeddings",
+    "PretrainedVectors",
     "Ragged",
     "RankingMetric",
+    "RawTables",
     "RecallAt",
     "RegressionOutput",
     "RetrievalModelV2",
@@ -127,22 +152,31 @@ __all__ = [
     "TagSet",
     "Tags",
     "Text",
+    "Timestamp",
+    "ToTarget",
     "TopK",
     "TopKEncoder",
     "TowerHealth",
     "TwoTowerModel",
     "TwoTowerModelV2",
     "UniformSampler",
+    "Vector",
+    "World",
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "check_leaks",
     "create_categorical_column",
     "create_continuous_column",
+    "generate_data",
+    "generate_world",
+    "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_interactions",
+    "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",

@@ -171,10 +171,10 @@ def _warn_of_unknown_users(query: Schema, data: Dataset) -> None:
     for column in query.select_by_tag(Tags.USER_ID):
         unknown_id = column.properties.get("unknown_id")
         if unknown_id is not None and column.name in data.column_names:
-            rows = (data.to_polars()[column.name] == unknown_id).sum()
+            rows = data.to_polars()[column.name].is_between(1, unknown_id).sum()
             _warn_if(
                 int(rows),
-                f"rows hold users that the Preprocessor did not know; they share the id {unknown_id} of {column.name!r} and "
+                f"rows hold users that the Preprocessor did not know; they share the ids 1 to {unknown_id} of {column.name!r} and "
                 "may be ranked as one. Keep the raw id in another column and give it as group.",
             )
 

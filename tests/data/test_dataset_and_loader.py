@@ -182,3 +182,45 @@ def test_catalog() -> None:
     with pytest.warns(UserWarning, match="40 rows give an id of 'item_id' other features"):
         kept = tt.Catalog.from_dataset(changing, "item_id", data.schema.select_by_tag(Tags.ITEM))
     assert kept.features["item_club"].unique().tolist() == [0]
+
+
+def test_maps_are_chained_in_order_and_keep_the_position() -> None:
+    loader = tt.Loader(tt.Dataset({"x": list(range(10))}), batch_size=4, shuffle=False)
+    mapped = loader.map(lambda batch: batch["x"] + 1).map(lambda x: (x * 10).tolist())
+    assert len(mapped) == 3
+    assert list(mapped) == [[10, 20, 30, 40], [50, 60, 70, 80], [90, 100]]
+    batches = iter(mapped)
+    next(batches)
+    again = tt.Loader(loader.dataset, batch_size=4, shuffle=False).map(lambda batch: batch["x"].tolist())
+    again.load_state_dict(mapped.state_dict())
+    assert list(again) == [[4, 5, 6, 7], [8, 9]]
+
+
+def test_to_target_splits_features_from_targets() -> None:
+    columns = {"u": [1, 2], "i": [5, 6], "click": [0, 1], "w": [0.5, 1.0]}
+    schema = tt.Schema(
+        [
+            tt.ColumnSchema("u", [Tags.USER_ID]),
+            tt.ColumnSchema("i", [Tags.ITEM_ID]),
+            tt.ColumnSchema("click", [Tags.BINARY_CLASSIFICATION]),
+        ]
+    )
+    batch = tt.Dataset(columns).batch()
+    features, target = tt.ToTarget(schema)(batch)  # what the schema calls a target
+    assert list(features) == ["u", "i", "w"]
+    assert target.tolist() == [0, 1]
+    for chosen in ("i", Tags.ITEM_ID, schema["i"], schema.select_by_tag(Tags.ITEM)):
+        to_target = tt.ToTarget(schema, chosen)
+        features, targets = to_target(batch)
+        assert list(features) == ["u", "w"]
+        assert {name: column.tolist() for name, column in targets.items()} == {"i": [5, 6], "click": [0, 1]}
+        assert to_target.schema.targets.column_names == ["i", "click"]
+        assert Tags.ITEM_ID in to_target.schema["i"].tags
+    with pytest.raises(ValueError, match="unknown column or tag 'clik'.*Did you mean 'click'"):
+        tt.ToTarget(schema, "clik")
+    with pytest.raises(ValueError, match="unknown column or tag 'session'"):
+        tt.ToTarget(schema, Tags.SESSION)
+    with pytest.raises(ValueError, match="there is no target: name one"):
+        tt.ToTarget(schema.excluding_targets())
+    with pytest.raises(ValueError, match="the batch lacks a column. unknown column 'click'"):
+        tt.ToTarget(schema)({"u": batch["u"]})

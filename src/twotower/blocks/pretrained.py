@@ -204,11 +204,12 @@ def _tensor(c: ColumnSchema, given: Vectors) -> Tensor:
 def _writable(array: np.ndarray) -> np.ndarray:
     """The array, or one of the same content that may be written to, which PyTorch asks for.
 
-    A file mapped for reading is mapped again, copy-on-write: still nothing is read, and the file never changes.
+    A file mapped for reading is mapped again, copy-on-write: still nothing is read, and the file never changes. What is no
+    such mapping of a whole file with a name is copied.
     """
     if array.flags.writeable:
         return array
-    if not isinstance(array, np.memmap) or not isinstance(array.base, mmap.mmap) or not array.flags.c_contiguous:
+    whole = array.flags.c_contiguous and isinstance(array.base, mmap.mmap)
+    if not whole or not isinstance(array, np.memmap) or array.filename is None:
         return array.copy()
-    assert array.filename is not None  # a mapping of a file that is still open by name
     return np.memmap(array.filename, array.dtype, "c", array.offset, array.shape)

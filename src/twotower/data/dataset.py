@@ -77,7 +77,12 @@ class Dataset:
 
     @property
     def column_names(self) -> list[str]:
-        return list(self._table.column_names if self._table is not None else self._stored().schema.names)
+        return list(self.arrow_schema.names)
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        """The columns as they are stored."""
+        return self._table.schema if self._table is not None else self._stored().schema
 
     def _stored(self) -> ParquetFiles:
         assert self.files is not None  # a dataset has a table or files

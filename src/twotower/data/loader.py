@@ -2,6 +2,8 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 
@@ -13,6 +15,8 @@ from twotower.data.stream import RowGroupStream
 from twotower.errors import explain_options
 from twotower.schema import Schema
 
+T = TypeVar("T")
+R = TypeVar("R")
 # bytes of tensors: files that take more are streamed
 IN_MEMORY_BYTES = 2 * 2**30
 
@@ -110,6 +114,16 @@ class Loader:
             self._batches_done = number
             yield batch if self.transform is None else self.transform(batch)
 
+    def map(self, fn: Callable[[Batch], T]) -> "MappedLoader[T]":
+        """This loader with every batch passed through a function, such as ToTarget; maps can be chained.
+
+        Example:
+            >>> loader = Loader(Dataset({"x": [1, 2, 3]}), batch_size=2, shuffle=False)
+            >>> list(loader.map(lambda batch: batch["x"] * 2).map(lambda doubled: doubled.tolist()))
+            [[2, 4], [6]]
+        """
+        return MappedLoader(self, fn)
+
     def state_dict(self) -> dict[str, int]:
         """The position: which epoch (-1 before the first), and how many of its batches were handed out."""
         return {"seed": self.seed, "epoch": self._epoch, "batches_done": self._batches_done, **self._fixed()}
@@ -146,6 +160,38 @@ class Loader:
             "rank": self.rank,
             "world_size": self.world_size,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class MappedLoader(Generic[T]):
+    """A Loader and a function on its batches; `Loader.map` makes it. The position is the Loader's own.
+
+    Args:
+        loader: gives the batches.
+        fn: is called with each.
+    """
+
+    loader: Loader
+    fn: Callable[[Batch], T]
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.fn, self.loader)
+
+    def map(self, fn: Callable[[T], R]) -> "MappedLoader[R]":
+        """The same with one more function, after those before."""
+        before = self.fn
+        return MappedLoader(self.loader, lambda batch: fn(before(batch)))
+
+    def state_dict(self) -> dict[str, int]:
+        """The Loader's position."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position of the Loader."""
+        self.loader.load_state_dict(state)
 
 
 class InMemory:

@@ -1,42 +1,46 @@
 """Preprocessor: raw tables to ids and numbers, learnt once, saved, and the same in training and serving."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import torch
 
-from twotower.data.columns import (
-    Categorical,
-    Column,
-    Numeric,
-    Text,
-    Vocabulary,
-    categorical_schema,
-    learn_scale,
-    learn_vocabulary,
-    numbers,
-    words,
-)
+from twotower.data.columns import KINDS, Column
+from twotower.data.columns.base import Known, Learnt
+from twotower.data.columns.values import is_list, on_values
+from twotower.data.columns.vectors import load_vectors, save_vectors
+from twotower.data.columns.vocabulary import Vocabulary
 from twotower.data.dataset import Dataset, Source
+from twotower.data.ragged import Ragged
+from twotower.data.raw import RawTable
 from twotower.errors import choose, unknown
 from twotower.files import PathLike, folder_written_aside
-from twotower.schema import ColumnSchema, Schema, Tags
-from twotower.tags import TARGETS, TagSet, several_tags
+from twotower.schema import Schema
+from twotower.schema_io import save_schema
 
-FORMAT = 1
-KINDS: dict[str, type[Column]] = {"categorical": Categorical, "text": Text, "numeric": Numeric}
+FORMAT = 2
+INT32_MAX = 2**31 - 1
+ROW_GROUP = 100_000  # rows; small enough for a shuffle buffer to mix many of them
 
 
 class Preprocessor:
     """Encodes raw columns; what it learnt travels with the model.
 
     Args:
-        columns: how to read each column, by name.
+        columns: how to read each column, by the name of the encoded column: `Categorical`, `Hashed`, `Text`, `Numeric`, `Age`,
+            `Bucketized`, `Timestamp`, `Vector` or `PretrainedVectors`. A raw column may be read in several ways, under
+            different names (`source`). `infer_columns` proposes them from the tables.
+
+    Tables, where they are asked for, are all that a Dataset takes (files too large for memory among them), Polars LazyFrames,
+    and queries of other engines that Narwhals reads: DuckDB relations, PySpark DataFrames, Ibis tables. These count and sum
+    in their own engine. The codes are the same from all.
 
     Example:
+        >>> from twotower import Categorical, Numeric, Tags
         >>> preprocessor = Preprocessor({"user": Categorical(Tags.USER_ID), "age": Numeric(Tags.USER)})
         >>> data = preprocessor.fit({"user": ["ann", "bob", "ann"], "age": [30, 40, 50]}).transform(
         ...     {"user": ["bob", "eve", None], "age": [40, 40, 40]})
@@ -48,147 +52,248 @@ class Preprocessor:
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
         self.columns = dict(columns)
-        self.vocabularies: dict[str, Vocabulary] = {}
-        self.scales: dict[str, tuple[float, float]] = {}
-        self.lists: set[str] = set()
+        self._known = Known()
+        self._learnt: dict[str, Learnt] = {}
         for name, column in self.columns.items():
-            share = column.share if isinstance(column, Categorical) else None
-            if share is not None and (share not in self.columns or self._vocabulary_name(share) != share):
-                owners = [n for n in self.columns if self._vocabulary_name(n) == n]
-                raise ValueError(f"{name!r} cannot share a vocabulary. {unknown('column', share, owners)}")
+            owner = column.group(name)
+            if owner != name and not self._owns_vocabulary(owner, type(column)):
+                owners = [n for n, c in self.columns.items() if self._owns_vocabulary(n, type(column)) and n != name]
+                raise ValueError(f"{name!r} cannot share a vocabulary. {unknown('column', owner, owners)}")
 
-    def fit(self, *tables: Source) -> "Preprocessor":
+    # ---- learning
+
+    def fit(self, *tables: Source | object) -> "Preprocessor":
         """Learn vocabularies and scales from all tables together: a column may stand in several of them.
 
         Raises:
             ValueError: a declared column is in none of the tables, or holds something else than declared.
         """
-        frames = [Dataset(table).to_polars() for table in tables]
-        found: dict[str, list[pl.Series]] = {}
+        raw = [RawTable(table) for table in tables]
         for name, column in self.columns.items():
-            found[name] = [self._tokens(column, f[name]) for f in frames if name in f.columns]
-            if not found[name]:
-                seen = sorted({n for f in frames for n in f.columns})
-                raise ValueError(f"a declared column is in none of the tables. {unknown('column', name, seen)}")
-        self.lists = {n for n, cs in found.items() if any(isinstance(c.dtype, pl.List) for c in cs)}
-        self.scales = {
-            n: learn_scale(n, found[n]) for n, c in self.columns.items() if isinstance(c, Numeric) and c.scale
-        }
-        self.vocabularies = {}
-        for name, column in self.columns.items():
-            if isinstance(column, (Categorical, Text)) and self._vocabulary_name(name) == name:
-                sharing = [c for n in self.columns if self._vocabulary_name(n) == name for c in found[n]]
-                self.vocabularies[name] = learn_vocabulary(name, sharing, column.min_count)
+            for source in column.reads(name):
+                if not any(source in table.columns for table in raw):
+                    seen = {n for table in raw for n in table.columns}
+                    raise ValueError(f"a declared column is in none of the tables. {unknown('column', source, seen)}")
+            if not any(set(column.reads(name)) <= set(table.columns) for table in raw):
+                raise ValueError(
+                    f"{name!r} reads {list(column.reads(name))}, but no table has them all: join the tables first."
+                )
+        known, learnt = Known(), dict[str, Learnt]()
+        for name in self._owners_first():
+            learnt[name] = self.columns[name].learn(name, raw, self.columns, known)
+        self._known, self._learnt = known, learnt
+        self.schema  # noqa: B018  (two columns of one encoded name fail here)
         return self
 
-    def transform(self, table: Source) -> Dataset:
-        """The table with its declared columns encoded, and the Schema of those.
+    def extend(self, *tables: Source | object) -> "Preprocessor":
+        """A Preprocessor that knows the new ids of more tables as well; this one stays as it is.
 
-        Other columns pass through as they are. The Schema does not name them, so no tower reads them; they serve for
-        splitting, grouping and display.
+        Codes that were given stay: new values follow after the old ones, by falling frequency in these tables, where they must
+        reach `min_count`; `max_size` bounds the whole. Scales, buckets and vectors stay as they are.
+
+        Raises:
+            ValueError: not fitted yet, or columns of other types than before.
+
+        Example:
+            >>> from twotower import Categorical
+            >>> monday = Preprocessor({"item": Categorical()}).fit({"item": ["a", "a", "b"]})
+            >>> tuesday = monday.extend({"item": ["c", "b"]})
+            >>> tuesday.transform({"item": ["a", "b", "c"]}).table.to_pydict()
+            {'item': [2, 3, 4]}
         """
         self._check_fitted()
-        frame = Dataset(table).to_polars()
-        names = [name for name in self.columns if name in frame.columns]
-        if not names:
-            raise ValueError(f"the table has none of the columns {list(self.columns)}; it has {frame.columns}.")
-        encoded = [self._encode(name, frame[name]).alias(name) for name in names]
-        return Dataset(frame.with_columns(encoded), self.schema.select_by_name(names))
+        raw = [RawTable(table) for table in tables]
+        made = Preprocessor(self.columns)
+        made._known = Known(dict(self._known.vocabularies), dict(self._known.vectors))
+        for name in self._owners_first():
+            self.columns[name].extend(name, raw, self.columns, made._known)
+        made._learnt = {n: c.restore(n, self._learnt[n].state(), made._known) for n, c in self.columns.items()}
+        return made
 
-    def fit_transform(self, table: Source) -> Dataset:
+    # ---- encoding
+
+    def transform(self, table: Source | object) -> Dataset:
+        """The table with its declared columns encoded, in memory, and the Schema of those.
+
+        Other columns pass through as they are. The Schema does not name them, so no tower reads them; they serve for
+        splitting, grouping and display. A dict of single values is one row. A declared column whose raw columns are not there
+        is left out: a query need not bring the items' columns.
+
+        Raises:
+            ValueError: not fitted yet, none of the columns, or values of another type than before.
+        """
+        return self._dataset(pl.concat(list(self._encoded(table))))
+
+    def fit_transform(self, table: Source | object) -> Dataset:
         """`fit` and `transform` on one table."""
         return self.fit(table).transform(table)
 
-    def inverse(self, column: str, ids: Sequence[int] | torch.Tensor | pl.Series) -> list[object]:
-        """The raw values of encoded ids; None for the ids of missing and unknown values."""
+    def transform_to_parquet(self, table: Source | object, path: PathLike) -> Dataset:
+        """`transform` for tables larger than memory: read, encoded and written part by part.
+
+        The folder holds `part.parquet`, with row groups of 100,000 rows and ids as int32 where they fit, and the Schema beside
+        it. It is written aside, and takes the place of an older one only when it is complete.
+
+        Returns:
+            Dataset: of the folder, opened and not read.
+        """
+        with folder_written_aside(path, "part.parquet") as folder:
+            schema, writer = Schema(), None
+            try:
+                for frame in self._encoded(table):
+                    dataset = self._dataset(frame)
+                    schema = dataset.schema
+                    rows = _narrowed(frame, schema).to_arrow()
+                    writer = pq.ParquetWriter(folder / "part.parquet", rows.schema) if writer is None else writer
+                    writer.write_table(rows.cast(writer.schema), row_group_size=ROW_GROUP)
+            finally:
+                if writer is not None:
+                    writer.close()
+            save_schema(schema, folder / ".merlin" / "schema.json")
+        return Dataset(path)
+
+    def inverse(self, column: str, ids: Sequence[object] | torch.Tensor | Ragged | pl.Series) -> list[object]:
+        """The raw values of encoded ones, in lists where they come in lists; None for missing and unknown ids.
+
+        Raises:
+            ValueError: a column whose encoding keeps too little (hashes, buckets, calendar parts), or ids outside the domain.
+        """
         self._check_fitted()
-        name = self._vocabulary_name(column)
-        if name is None:
-            raise ValueError(f"column {column!r} has no vocabulary. " + unknown("column", column, self.vocabularies))
-        codes = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        return self.vocabularies[name].decode(pl.Series(codes, dtype=pl.Int64)).to_list()
+        if column not in self._learnt:
+            raise ValueError(unknown("column", column, self.columns))
+        listed = ids.to_lists() if isinstance(ids, Ragged) else ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        return on_values(pl.Series(listed), self._learnt[column].inverse).to_list()
+
+    # ---- what it knows
 
     @property
     def schema(self) -> Schema:
         """The Schema of all columns after `transform`."""
         self._check_fitted()
-        return Schema([self._column_schema(name, column) for name, column in self.columns.items()])
+        return Schema([c for learnt in self._learnt.values() for c in learnt.schema()])
+
+    @property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """The vectors of PretrainedVectors columns, (largest id + 1, W) float32 each, mapped into memory."""
+        return dict(self._known.vectors)
+
+    def vocabulary(self, column: str) -> pl.Series:
+        """The raw values that have an id of their own, in the order of their ids.
+
+        Raises:
+            ValueError: a column without a vocabulary.
+        """
+        owner = self.columns[column].group(column) if column in self.columns else column
+        if owner not in self._known.vocabularies:
+            raise ValueError(
+                f"column {column!r} has no vocabulary. " + unknown("column", column, self._known.vocabularies)
+            )
+        return self._known.vocabularies[owner].values
+
+    def raw_columns(self, encoded: Sequence[str]) -> list[str]:
+        """The raw columns from which some encoded ones are made."""
+        self._check_fitted()
+        makers = [n for n, learnt in self._learnt.items() if any(c.name in encoded for c in learnt.schema())]
+        return list(dict.fromkeys(source for n in makers for source in self.columns[n].reads(n)))
+
+    # ---- files
 
     def save(self, path: PathLike) -> None:
-        """Write a folder: preprocessor.json, and one Parquet file for each vocabulary."""
+        """Write a folder: preprocessor.json, a Parquet file for each vocabulary, a .npy file for each table of vectors."""
         self._check_fitted()
         with folder_written_aside(path, "preprocessor.json") as folder:
-            for number, vocabulary in enumerate(self.vocabularies.values()):
+            for number, vocabulary in enumerate(self._known.vocabularies.values()):
                 vocabulary.values.alias("value").to_frame().write_parquet(folder / f"vocabulary-{number}.parquet")
-            kinds = {kind: name for name, kind in KINDS.items()}
+            for number, vectors in enumerate(self._known.vectors.values()):
+                save_vectors(vectors, folder / f"vectors-{number}.npy")
             text = {
                 "format": FORMAT,
-                "columns": {n: {"kind": kinds[type(c)]} | asdict(c) for n, c in self.columns.items()},
-                "vocabularies": list(self.vocabularies),
-                "scales": self.scales,
-                "lists": sorted(self.lists),
+                "columns": {name: column.to_json() for name, column in self.columns.items()},
+                "learnt": {name: learnt.state() for name, learnt in self._learnt.items()},
+                "vocabularies": [[v.name, v.oov_buckets] for v in self._known.vocabularies.values()],
+                "vectors": list(self._known.vectors),
             }
             (folder / "preprocessor.json").write_text(json.dumps(text, indent=2))
 
     @classmethod
     def load(cls, path: PathLike) -> "Preprocessor":
         """Read what `save` wrote."""
-        file = Path(path) / "preprocessor.json"
+        folder = Path(path)
+        file = folder / "preprocessor.json"
         if not file.exists():
             raise ValueError(f"no preprocessor at {path}: {file.name} is missing. Give the folder that save() wrote.")
         text = json.loads(file.read_text())
         if text["format"] != FORMAT:
-            raise ValueError(f"{file} has format {text['format']}, this version reads {FORMAT}: update twotower.")
-        columns = {name: _declaration(dict(entry)) for name, entry in text["columns"].items()}
-        loaded = cls(columns)
-        for number, name in enumerate(text["vocabularies"]):
-            values = pl.read_parquet(Path(path) / f"vocabulary-{number}.parquet")["value"]
-            loaded.vocabularies[name] = Vocabulary(name, values)
-        loaded.scales = {name: (mean, deviation) for name, (mean, deviation) in text["scales"].items()}
-        loaded.lists = set(text["lists"])
+            raise ValueError(
+                f"{file} has format {text['format']}, this version reads {FORMAT}: fit the Preprocessor again."
+            )
+        loaded = cls({name: _declaration(dict(entry)) for name, entry in text["columns"].items()})
+        known = loaded._known
+        for number, (name, oov_buckets) in enumerate(text["vocabularies"]):
+            values = pl.read_parquet(folder / f"vocabulary-{number}.parquet")["value"].alias("")
+            known.vocabularies[name] = Vocabulary(name, values, oov_buckets)
+        for number, name in enumerate(text["vectors"]):
+            known.vectors[name] = load_vectors(folder / f"vectors-{number}.npy")
+        loaded._learnt = {n: c.restore(n, text["learnt"][n], known) for n, c in loaded.columns.items()}
         return loaded
 
+    # ---- inside
+
     def _check_fitted(self) -> None:
-        if not (self.vocabularies or self.scales or self.lists) and any(
-            not isinstance(c, Numeric) or c.scale for c in self.columns.values()
-        ):
+        if not self._learnt:
             raise ValueError("the Preprocessor has learnt nothing yet: call fit(table) first.")
 
-    def _vocabulary_name(self, name: str) -> str | None:
-        column = self.columns.get(name)
-        if isinstance(column, Categorical):
-            return column.share or name
-        return name if isinstance(column, Text) else None
+    def _owns_vocabulary(self, name: str, kind: type[Column]) -> bool:
+        return isinstance(self.columns.get(name), kind) and self.columns[name].group(name) == name
 
-    @staticmethod
-    def _tokens(column: Column, raw: pl.Series) -> pl.Series:
-        return words(raw) if isinstance(column, Text) else raw
+    def _owners_first(self) -> list[str]:
+        return sorted(self.columns, key=lambda name: self.columns[name].group(name) != name)
 
-    def _encode(self, name: str, raw: pl.Series) -> pl.Series:
-        vocabulary = self._vocabulary_name(name)
-        if vocabulary is None:
-            mean, deviation = self.scales.get(name, (0.0, 1.0))
-            return ((numbers(raw) - mean) / deviation).cast(pl.Float32)
-        tokens = self._tokens(self.columns[name], raw)
-        if tokens.dtype == pl.Null and name in self.lists:
-            tokens = tokens.cast(pl.List(pl.Null))
-        if isinstance(tokens.dtype, pl.List) != (name in self.lists):
-            expected = "lists" if name in self.lists else "one value a row"
-            raise ValueError(f"column {name!r} was learnt from {expected}, but now holds {tokens.dtype}.")
-        return self.vocabularies[vocabulary].encode(tokens)
+    def _encoded(self, table: Source | object) -> Iterator[pl.DataFrame]:
+        """The parts of a table, encoded."""
+        self._check_fitted()
+        raw = RawTable(self._rows(table) if isinstance(table, Mapping) else table)
+        names = [name for name, column in self.columns.items() if set(column.reads(name)) <= set(raw.columns)]
+        if not names:
+            wanted = list(dict.fromkeys(s for n, c in self.columns.items() for s in c.reads(n)))
+            raise ValueError(f"the table has none of the columns {wanted}; it has {raw.columns}.")
+        made = {c.name: name for name in names for c in self._learnt[name].schema()}
+        for encoded, name in made.items():
+            if encoded in raw.columns and encoded not in self.columns[name].reads(name):
+                raise ValueError(
+                    f"the encoded column {encoded!r} would replace a raw column of that name, from which it is not made. "
+                    f"Declare {name!r} under another name, or leave the raw column out."
+                )
+        for frame in raw.parts():
+            columns = [series for name in names for series in self._learnt[name].encode(frame)]
+            yield frame.with_columns(columns)
 
-    def _column_schema(self, name: str, column: Column) -> ColumnSchema:
-        vocabulary = self._vocabulary_name(name)
-        if vocabulary is not None:
-            return categorical_schema(
-                name, several_tags(column.tags), self.vocabularies[vocabulary], name in self.lists
-            )
-        given = TagSet(column.tags)
-        tags = given if any(tag in given for tag in TARGETS) else given + Tags.CONTINUOUS
-        return ColumnSchema(name, tags, dtype="float32", is_list=False)
+    def _dataset(self, frame: pl.DataFrame) -> Dataset:
+        return Dataset(frame, Schema([c for c in self.schema if c.name in frame.columns]))
+
+    def _rows(self, table: Mapping[str, object]) -> Mapping[str, object]:
+        """A dict of columns; of a dict that is one row, columns of one row."""
+        lists = [s for n, learnt in self._learnt.items() if learnt.lists for s in self.columns[n].reads(n)]
+        one = any(not _holds_many(v) for v in table.values()) or any(_one_list(table[s]) for s in lists if s in table)
+        return {name: [value] for name, value in table.items()} if one else table
+
+
+def _holds_many(value: object) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, (str, bytes))
+
+
+def _one_list(value: object) -> bool:
+    """Whether the value of a list column is one row's list, and not the lists of several rows."""
+    return isinstance(value, (list, tuple, np.ndarray)) and not any(v is None or _holds_many(v) for v in value)
+
+
+def _narrowed(frame: pl.DataFrame, schema: Schema) -> pl.DataFrame:
+    """Ids as int32 where their domain allows it."""
+    small = [c.name for c in schema if c.int_domain is not None and c.int_domain.max <= INT32_MAX]
+    kinds = {n: pl.List(pl.Int32) if is_list(frame[n]) else pl.Int32 for n in small}
+    return frame.cast(kinds)  # type: ignore[arg-type]
 
 
 def _declaration(entry: dict[str, object]) -> Column:
     kind = choose("kind of column", str(entry.pop("kind")), KINDS)
-    entry["tags"] = tuple(entry["tags"])  # type: ignore[arg-type]
-    return kind(**entry)  # type: ignore[arg-type]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})

@@ -221,7 +221,7 @@ class RetrievalModelV2(nn.Module):
         `catalog`. An error changes nothing.
 
         Args:
-            schema: all columns that the model reads, such as `preprocessor.schema` after `preprocessor.extend(new_data)`;
+            schema: all columns that the model reads, such as `preprocessor.extend(new_data).schema`;
                 columns that have not grown stay as they are.
             vectors: for the columns that PretrainedEmbeddings looks up and that have grown, all vectors, the old ones first.
             catalog: all candidates, one row each.

@@ -86,7 +86,7 @@ class Retriever:
             ValueError: a column of the query tower is missing, or `exclude` has another length than `queries`.
         """
         frame = _frame(queries)
-        needed = self.bundle.model.query.schema.column_names
+        needed = self.bundle.preprocessor.raw_columns(self.bundle.model.query.schema.column_names)
         missing = [name for name in needed if name not in frame.columns]
         if missing or not len(frame):
             raise ValueError(f"a query needs {needed}, but these queries have {frame.columns} and {len(frame)} rows.")

@@ -1,0 +1,386 @@
+"""Every kind of column against hand arithmetic or another library."""
+
+import datetime
+import math
+from hashlib import blake2b
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+
+import twotower as tt
+from twotower import Tags
+from twotower.data.columns.vocabulary import Vocabulary
+
+
+def codes(column: object, learnt: dict[str, list], then: dict[str, list] | None = None, name: str = "x") -> dict:  # type: ignore[type-arg]
+    made = tt.Preprocessor({name: column}).fit(learnt)  # type: ignore[dict-item]
+    data = made.transform(learnt if then is None else then)
+    return data.select(data.schema).table.to_pydict()
+
+
+# ---- categories
+
+
+def by_hand(value: object, buckets: int) -> int:
+    """The hash as the docstring states it, once more."""
+    return int.from_bytes(blake2b(str(value).encode("utf-8"), digest_size=8).digest(), "little") % buckets
+
+
+def test_unknown_values_share_buckets_by_their_hash() -> None:
+    made = tt.Preprocessor({"x": tt.Categorical(min_count=2, oov_buckets=3)}).fit({"x": ["a", "a", "b", "b", "b", "c"]})
+    out = made.transform({"x": ["b", "a", "c", "new", None, "neu"]})
+    assert out.table["x"].to_pylist() == [4, 5, *(1 + by_hand(v, 3) for v in ("c", "new")), 0, 1 + by_hand("neu", 3)]
+    assert made.schema["x"].properties["unknown_id"] == 3
+    assert made.schema["x"].cardinality == 6
+    assert made.inverse("x", [0, 1, 2, 3, 4, 5]) == [None, None, None, None, "b", "a"]
+
+
+def test_unknown_ids_of_all_buckets_are_no_candidates() -> None:
+    made = tt.Preprocessor({"item": tt.Categorical(Tags.ITEM_ID, oov_buckets=5)}).fit({"item": ["a", "b"]})
+    data = made.transform({"item": ["a", "u", "v", "w", "b", "x"]})
+    with pytest.warns(UserWarning, match="4 rows hold no id"):
+        catalog = tt.Catalog.from_dataset(data, "item", made.schema)
+    assert catalog.ids.tolist() == [6, 7]
+
+
+def test_the_vocabulary_keeps_the_most_frequent_values() -> None:
+    learnt = {"x": [7, 7, 7, 8, 8, 9, 9, 5]}
+    assert codes(tt.Categorical(max_size=2), learnt, {"x": [7, 8, 9, 5]}) == {"x": [2, 3, 1, 1]}
+    assert codes(tt.Categorical(min_count=3), learnt, {"x": [7, 8]}) == {"x": [2, 1]}
+
+
+def test_short_columns_are_searched_to_the_same_codes() -> None:
+    rng = np.random.default_rng(0)
+    for values in (pl.Series(rng.permutation(10_000) * 3), pl.Series([f"k{n}" for n in rng.permutation(10_000)])):
+        vocabulary = Vocabulary("x", values, oov_buckets=2)
+        asked = pl.concat([values.sample(50, seed=1), pl.Series([None], dtype=values.dtype)])
+        other = pl.Series([-5, 1, 10**9]) if values.dtype == pl.Int64 else pl.Series(["", "k", "zz"])
+        few = pl.concat([asked, other.cast(values.dtype)])
+        many = pl.concat([few] * 20)  # long enough for the hash join
+        assert vocabulary.encode(few).to_list() * 20 == vocabulary.encode(many).to_list()
+        place = {v: n + 3 for n, v in enumerate(values.to_list())}
+        expected = [0 if v is None else place.get(v, 1 + by_hand(v, 2)) for v in few.to_list()]
+        assert vocabulary.encode(few).to_list() == expected
+
+
+def test_hashed_ids_are_a_function_of_the_value_alone() -> None:
+    one = codes(tt.Hashed(buckets=100), {"x": ["a", "b", None]})["x"]
+    assert one == [1 + by_hand("a", 100), 1 + by_hand("b", 100), 0]
+    assert codes(tt.Hashed(buckets=100), {"x": ["zzz"]}, {"x": ["b"]})["x"] == one[1:2]
+    # numbers and their text agree; lists go by element
+    assert codes(tt.Hashed(buckets=9), {"x": [12, -3]})["x"] == codes(tt.Hashed(buckets=9), {"x": ["12", "-3"]})["x"]
+    assert codes(tt.Hashed(buckets=100), {"x": [["a"], [], ["b", None]]})["x"] == [one[:1], [], [one[1], 0]]
+    # pinned: a change would break every saved model
+    assert codes(tt.Hashed(buckets=10**9), {"x": ["twotower", "é"]})["x"] == PINNED
+
+
+PINNED = [910860652, 367669964]
+
+
+def test_crossed_columns_hash_their_combinations() -> None:
+    learnt = {"a": ["x", "x", "y", None], "b": [1, 2, 1, 1]}
+    ids = codes(tt.Hashed(buckets=1000, source=("a", "b")), learnt, name="ab")["ab"]
+    assert ids == [1 + by_hand("x\x1f1", 1000), 1 + by_hand("x\x1f2", 1000), 1 + by_hand("y\x1f1", 1000), 0]
+    with pytest.raises(ValueError, match=r"'ab' crosses \['a', 'b'\], but \['b'\] hold lists"):
+        codes(tt.Hashed(source=("a", "b")), {"a": [1], "b": [[1]]}, name="ab")
+
+
+def test_hashes_spread_evenly() -> None:
+    ids = np.array(codes(tt.Hashed(buckets=50), {"x": list(range(50_000))})["x"])
+    counts = np.bincount(ids, minlength=51)[1:]
+    chi_square = float(((counts - 1000) ** 2 / 1000).sum())
+    assert chi_square < 49 + 5 * math.sqrt(2 * 49)  # five deviations
+
+
+def test_one_raw_column_is_read_in_several_ways() -> None:
+    made = tt.Preprocessor(
+        {
+            "price": tt.Numeric(scale=None),
+            "price_level": tt.Bucketized(buckets=(10.0,), source="price"),
+            "price_hash": tt.Hashed(buckets=4, source="cents"),
+        }
+    ).fit({"price": [5.0, 20.0], "cents": [500, 2000]})
+    out = made.transform({"price": [20.0], "cents": [500]})
+    assert out.schema.column_names == ["price", "price_level", "price_hash"]
+    assert out.table.column_names == ["price", "cents", "price_level", "price_hash"]
+    assert made.raw_columns(["price_level", "price_hash"]) == ["price", "cents"]
+
+
+def test_an_encoded_column_must_not_hide_another_raw_one() -> None:
+    made = tt.Preprocessor({"a": tt.Hashed(source="b")}).fit({"b": [1]})
+    with pytest.raises(ValueError, match="the encoded column 'a' would replace a raw column of that name"):
+        made.transform({"a": [1], "b": [2]})
+    with pytest.raises(ValueError, match="different column names"):
+        tt.Preprocessor({"t": tt.Timestamp(parts="hour"), "t_hour": tt.Hashed(source="t")}).fit({"t": [0]})
+
+
+# ---- text
+
+TEXTS = ["Red gift card", "red RED card", "", "birthday-card 50", "gift"]
+
+
+@pytest.mark.parametrize("ngram_range", [(1, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize("analyzer", ["word", "char_wb"])
+def test_ngrams_are_those_of_scikit_learn(ngram_range: tuple[int, int], analyzer: str) -> None:
+    texts = [text.replace("-", " ") for text in TEXTS] if analyzer == "char_wb" else TEXTS
+    theirs = CountVectorizer(
+        analyzer=analyzer, ngram_range=ngram_range, token_pattern=r"(?u)\b\w+\b" if analyzer == "word" else None
+    )
+    counts = theirs.fit_transform(texts).toarray()
+    made = tt.Preprocessor({"x": tt.Text(min_count=1, ngram_range=ngram_range, analyzer=analyzer)}).fit({"x": texts})
+    ours = np.zeros_like(counts)
+    for row, ids in enumerate(made.transform({"x": texts}).table["x"].to_pylist()):
+        for gram in made.inverse("x", ids):
+            ours[row, theirs.vocabulary_[gram]] += 1
+    assert (ours == counts).all()
+    assert len(made.vocabulary("x")) == counts.shape[1]
+
+
+def test_texts_hashed_missing_and_in_lists() -> None:
+    assert codes(tt.Text(buckets=7), {"x": ["A b", None]})["x"] == [[1 + by_hand("a", 7), 1 + by_hand("b", 7)], []]
+    lists = {"x": [["Red card", None, "gift"], [], None]}
+    made = tt.Preprocessor({"x": tt.Text(min_count=1)}).fit(lists)
+    assert made.inverse("x", made.transform(lists).batch()["x"]) == [["red", "card", "gift"], [], []]
+    # learnt from lists: a list in a dict is the list of one row, a column of texts has one text a row
+    assert made.inverse("x", made.transform({"x": ["Gift", "card"]}).batch()["x"]) == [["gift", "card"]]
+    assert made.inverse("x", made.transform({"x": pl.Series(["Gift", "card"])}).batch()["x"]) == [["gift"], ["card"]]
+
+
+# ---- numbers
+
+
+def test_scales() -> None:
+    x = {"x": [0.0, 1.0, -3.0, 10.0]}
+    logs = np.sign(x["x"]) * np.log1p(np.abs(x["x"]))
+    assert codes(tt.Numeric(scale="log"), x)["x"] == pytest.approx(list((logs - logs.mean()) / logs.std()), abs=1e-6)
+    assert codes(tt.Numeric(scale="min-max"), x)["x"] == pytest.approx([3 / 13, 4 / 13, 0, 1])
+    assert codes(tt.Numeric(scale="min-max"), x, {"x": [23.0]})["x"] == pytest.approx([2.0])
+    assert codes(tt.Numeric(scale=None), x)["x"] == x["x"]
+    for scale in ("log", "standard", "min-max", None):
+        made = tt.Preprocessor({"x": tt.Numeric(scale=scale)}).fit(x)
+        assert made.inverse("x", made.transform(x).batch()["x"]) == pytest.approx(x["x"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scale", "fill", "expected"),
+    [
+        ("standard", "mean", 0.0),
+        (None, "mean", 2.0),
+        (None, -1.0, -1.0),
+        ("standard", 4.0, 2.0),
+        ("min-max", 4.0, 1.5),
+        ("log", 1.0, -1.0),
+    ],
+)
+def test_missing_numbers_take_the_declared_value(scale: str | None, fill: float | str, expected: float) -> None:
+    """1 and 3: mean 2, deviation 1, logs log 2 and log 4 whose mean less deviation is log 2."""
+    learnt = {"x": [1.0, 3.0, None, math.nan]}
+    out = codes(tt.Numeric(scale=scale, fill=fill, indicator=True), learnt)
+    assert out["x"][2:] == pytest.approx([expected, expected])
+    assert out["x_missing"] == [0.0, 0.0, 1.0, 1.0]
+
+
+def test_missing_numbers_without_a_declared_value_are_errors() -> None:
+    with pytest.raises(ValueError, match="'x' has 2 missing numbers in 3 rows; declare what stands for them"):
+        codes(tt.Numeric(), {"x": [1.0, None, math.nan]})
+    with pytest.raises(ValueError, match="'x' has 1 missing numbers in 2 rows"):
+        codes(tt.Numeric(), {"x": [1.0, 2.0]}, {"x": [1.0, None]})
+    with pytest.raises(ValueError, match="'x' has 1 infinite numbers"):
+        codes(tt.Numeric(fill=0.0), {"x": [1.0, math.inf]})
+    with pytest.raises(ValueError, match="indicator=True marks missing values"):
+        tt.Numeric(indicator=True)
+    with pytest.raises(ValueError, match="unknown scale 'robust'"):
+        tt.Numeric(scale="robust")
+    with pytest.raises(ValueError, match="unknown fill 'median'"):
+        tt.Numeric(fill="median")
+
+
+def test_moments_of_parts_are_those_of_the_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Large means and small spreads, where sums of squares would lose everything."""
+    x = 1.4e9 + np.random.default_rng(3).normal(0, 5, 10_000)
+    pl.DataFrame({"x": x}).write_parquet(tmp_path / "x.parquet", row_group_size=700)
+    halves = [{"x": list(x[:3000])}, {"x": list(x[3000:])}]
+    for tables in ([{"x": list(x)}], halves, [tmp_path / "x.parquet"]):
+        made = tt.Preprocessor({"x": tt.Numeric()}).fit(*tables)
+        scaled = np.array(made.transform({"x": list(x)}).table["x"])
+        np.testing.assert_allclose(scaled, (x - x.mean()) / x.std(), atol=2e-6)
+
+
+def test_buckets_hold_equal_shares() -> None:
+    x = np.random.default_rng(0).lognormal(size=10_001)
+    ids = np.array(codes(tt.Bucketized(buckets=8), {"x": list(x)})["x"])
+    counts = np.bincount(ids)
+    assert counts[0] == 0
+    assert len(counts) == 9
+    assert counts[1:].min() >= 1249
+    assert (np.argsort(x)[np.argsort(ids[np.argsort(x)], kind="stable")] == np.argsort(x)).all()  # ids rise with x
+    # ties: 0 fills half of the rows, so a bound at the median parts it from the rest
+    tied = [0.0] * 6 + [1.0, 2.0, 3.0, 4.0]
+    assert codes(tt.Bucketized(buckets=2), {"x": tied})["x"] == [1] * 6 + [2] * 4
+    assert codes(tt.Bucketized(buckets=5), {"x": [7.0] * 9})["x"] == [1] * 9
+
+
+def test_declared_boundaries_hold_their_lower_end() -> None:
+    made = tt.Preprocessor({"age": tt.Bucketized(buckets=(18, 65))}).fit({"age": [1]})
+    assert made.transform({"age": [17.9, 18, 64, 65, None, math.inf]}).table["age"].to_pylist() == [1, 2, 2, 3, 0, 3]
+    assert made.schema["age"].cardinality == 4
+    with pytest.raises(ValueError, match="finite rising boundaries"):
+        tt.Bucketized(buckets=(3, 1))
+    with pytest.raises(ValueError, match="buckets must be at least 2"):
+        tt.Bucketized(buckets=1)
+
+
+# ---- times
+
+MOMENT = datetime.datetime(2017, 10, 14, 23, 45, 10, tzinfo=datetime.timezone.utc)  # a Saturday
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MOMENT,
+        MOMENT.replace(tzinfo=None),
+        int(MOMENT.timestamp()),
+        "2017-10-14T23:45:10",
+        "2017-10-15T01:45:10+02:00",
+    ],
+)
+def test_calendar_parts(raw: object) -> None:
+    parts = ("minute", "hour", "weekday", "hour_of_week", "day", "week", "month", "quarter")
+    out = codes(tt.Timestamp(parts=parts), {"x": [raw]})
+    expected = [45, 23, MOMENT.weekday(), 5 * 24 + 23, 14 - 1, MOMENT.isocalendar().week - 1, 10 - 1, 3]
+    assert list(out.values()) == [[1 + part] for part in expected]
+
+
+@pytest.mark.parametrize(("unit", "factor"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_units_of_integer_times(unit: str, factor: int) -> None:
+    out = codes(tt.Timestamp(unit=unit), {"x": [int(MOMENT.timestamp()) * factor, None]})
+    assert out == {"x_hour": [24, 0], "x_weekday": [6, 0]}
+
+
+def test_every_moment_of_a_year_agrees_with_the_standard_library() -> None:
+    start = datetime.datetime(2019, 12, 28, tzinfo=datetime.timezone.utc)
+    times = [start + datetime.timedelta(hours=7 * n) for n in range(1400)]
+    out = codes(tt.Timestamp(parts=("hour", "weekday", "day", "month", "week")), {"x": times})
+    assert out["x_hour"] == [1 + t.hour for t in times]
+    assert out["x_weekday"] == [1 + t.weekday() for t in times]
+    assert out["x_day"] == [t.day for t in times]
+    assert out["x_month"] == [t.month for t in times]
+    assert out["x_week"] == [t.isocalendar().week for t in times]
+
+
+def test_time_zones_and_wrong_units() -> None:
+    out = codes(tt.Timestamp(parts="hour", time_zone="America/Sao_Paulo"), {"x": [MOMENT]})
+    assert out["x_hour"] == [1 + 20]  # summer time would begin the day after: UTC-3
+    with pytest.raises(ValueError, match="outside the years 1900 to 2200.*is another unit meant"):
+        codes(tt.Timestamp(), {"x": [0]}, {"x": [int(MOMENT.timestamp()) * 1000]})
+    with pytest.raises(ValueError, match="outside the years 1900 to 2200"):
+        codes(tt.Timestamp(), {"x": [0]}, {"x": [2**62]})
+    with pytest.raises(ValueError, match="texts that are no times in ISO 8601"):
+        codes(tt.Timestamp(), {"x": [0]}, {"x": ["yesterday"]})
+    with pytest.raises(ValueError, match="declared a time, but holds Float64"):
+        codes(tt.Timestamp(), {"x": [0]}, {"x": [1.5]})
+
+
+def test_ages() -> None:
+    table = {"born": [0, 86400, None], "seen": [86400 * 3, 86400, 5]}
+    out = codes(tt.Age("born", "seen", scale=None, fill=-1.0, indicator=True), table, name="age")
+    assert out == {"age": [3.0, 0.0, -1.0], "age_missing": [0.0, 0.0, 1.0]}
+    hours = codes(tt.Age("born", "seen", unit="hours", time_unit="ms", scale=None, fill=0.0), table, name="age")
+    assert hours["age"] == pytest.approx([72 / 1000, 0, 0])
+    days = {"born": [datetime.date(2020, 1, 1)], "seen": ["2020-01-31T12:00:00"]}
+    assert codes(tt.Age("born", "seen", scale=None), days, name="age")["age"] == [30.5]
+    with pytest.raises(ValueError, match="'age' reads .*, but no table has them all"):
+        tt.Preprocessor({"age": tt.Age("a", "b")}).fit({"a": [1]}, {"b": [2]})
+
+
+# ---- vectors
+
+
+def test_vectors_in_the_rows() -> None:
+    made = tt.Preprocessor({"v": tt.Vector(Tags.ITEM)}).fit({"v": [[1.0, 2.0], [3.0, 4.5]]})
+    data = made.transform({"v": [[3.0, 4.5]]})
+    assert torch.equal(data.batch()["v"], torch.tensor([[3.0, 4.5]]))  # type: ignore[arg-type]
+    assert Tags.EMBEDDING in made.schema["v"].tags
+    with pytest.raises(ValueError, match="must hold 2 numbers a row; 1 of 1 rows hold others"):
+        made.transform({"v": [[1.0]]})
+    with pytest.raises(ValueError, match="missing or infinite numbers"):
+        made.transform({"v": [[1.0, None]]})
+    with pytest.raises(ValueError, match="declared a vector, but holds Int64"):
+        tt.Preprocessor({"v": tt.Vector()}).fit({"v": [1]})
+
+
+@pytest.mark.parametrize("form", ["array", "parquet", "lists"])
+def test_vectors_by_id(form: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    ids = ["x", "y", "z"]
+    table = {"item": ids, "vector": rows if form == "array" else rows.tolist()}
+    if form == "parquet":
+        pl.DataFrame({"item": ids, "vector": rows.tolist()}).write_parquet(tmp_path / "v.parquet", row_group_size=2)
+    given = tmp_path / "v.parquet" if form == "parquet" else table
+    column = tt.PretrainedVectors(given, Tags.ITEM, id_column="item")
+    made = tt.Preprocessor({"image": column}).fit({"item": ["y"]})
+    data = made.transform({"item": ["z", "new", None, "x"]})
+    assert data.select(data.schema).table.to_pydict() == {"image": [4, 1, 0, 2]}
+    assert isinstance(made.vectors["image"], np.memmap)
+    assert made.vectors["image"][data.table["image"].to_numpy()].tolist() == [[4, 5], [0, 0], [0, 0], [0, 1]]
+    made.save(tmp_path / "p")
+    again = tt.Preprocessor.load(tmp_path / "p")
+    assert isinstance(again.vectors["image"], np.memmap)
+    assert (again.vectors["image"] == made.vectors["image"]).all()
+    assert again.transform({"item": ["z"]}).table.to_pydict()["image"] == [4]
+    assert again.inverse("image", [4, 1]) == ["z", None]
+
+
+def test_tables_of_vectors_that_cannot_be_right() -> None:
+    def fit(**table: object) -> None:
+        tt.Preprocessor({"v": tt.PretrainedVectors(table)}).fit({"id": [1]})
+
+    with pytest.raises(ValueError, match="a different id in each row; 0 of 2 are null and 1 repeat"):
+        fit(id=[1, 1], vector=[[1.0], [2.0]])
+    with pytest.raises(ValueError, match="1 of 2 are null"):
+        fit(id=[1, None], vector=[[1.0], [2.0]])
+    with pytest.raises(ValueError, match="must hold 1 numbers a row"):
+        fit(id=[1, 2], vector=[[1.0], [2.0, 3.0]])
+    with pytest.raises(ValueError, match="one row for each of the 2 ids"):
+        fit(id=[1, 2], vector=np.zeros((3, 2)))
+    with pytest.raises(ValueError, match="missing or infinite"):
+        fit(id=[1, 2], vector=np.array([[1.0], [np.nan]]))
+
+
+# ---- growth
+
+
+def test_extending_keeps_the_old_codes() -> None:
+    first = tt.Preprocessor(
+        {
+            "item": tt.Categorical(Tags.ITEM_ID, oov_buckets=2),
+            "seen": tt.Categorical(share="item"),
+            "title": tt.Text(min_count=1),
+            "price": tt.Numeric(),
+        }
+    ).fit({"item": [5, 5, 6], "seen": [[6], [], [9]], "title": ["a b", "b", "c"], "price": [1.0, 2.0, 3.0]})
+    day = {"item": [8, 8, 5], "seen": [[7], [7], [7]], "title": ["d", "a d", "b"], "price": [100.0, 0.0, 5.0]}
+    grown = first.extend(day)
+    # 5, 6 and 9 keep 3, 4 and 5; 7 occurs three times and 8 twice
+    assert first.vocabulary("item").to_list() == [5, 6, 9]
+    assert grown.vocabulary("seen").to_list() == [5, 6, 9, 7, 8]
+    assert grown.vocabulary("title").to_list() == [*first.vocabulary("title").to_list(), "d"]
+    assert grown.schema["seen"].cardinality == first.schema["item"].cardinality + 2
+    old = {"item": [5, 6, 9], "price": [1.0, 2.0, 3.0]}
+    assert grown.transform(old).table.equals(first.transform(old).table)
+    # the old one has not changed, and the new one grows on
+    assert set(first.transform({"item": [7, 8]}).table["item"].to_pylist()) <= {1, 2}
+    assert grown.extend({"item": [1]}).vocabulary("item").to_list()[-1] == 1
+    assert grown.extend({"price": [3.0]}).schema == grown.schema
+
+
+def test_growth_keeps_the_limits() -> None:
+    made = tt.Preprocessor({"x": tt.Categorical(max_size=3, min_count=2)}).fit({"x": ["a", "a", "b", "b"]})
+    grown = made.extend({"x": ["c", "c", "c", "d", "d", "e"]})
+    assert grown.vocabulary("x").to_list() == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="learnt from String values, but the new tables hold Int64"):
+        made.extend({"x": [1, 1]})
