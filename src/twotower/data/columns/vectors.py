@@ -229,7 +229,7 @@ def mapped(parts: Iterator[tuple[pl.Series, np.ndarray]], name: str) -> tuple[pl
                 f"null and {len(ids) - ids.n_unique()} repeat."
             )
         file.flush()
-        return ids, np.memmap(file, dtype=np.float32, mode="r", shape=(len(ids) + 2, width))
+        return ids, np.memmap(file, dtype=np.float32, mode="c", shape=(len(ids) + 2, width))
 
 
 def save_vectors(vectors: np.ndarray, path: Path) -> None:
@@ -242,4 +242,4 @@ def save_vectors(vectors: np.ndarray, path: Path) -> None:
 
 def load_vectors(path: PathLike) -> np.ndarray:
     """An array that `save_vectors` wrote, mapped into memory."""
-    return np.load(os.fspath(path), mmap_mode="r", allow_pickle=False)
+    return np.load(os.fspath(path), mmap_mode="c", allow_pickle=False)
