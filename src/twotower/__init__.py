@@ -2,6 +2,10 @@
 
 from twotower.blocks.cross import CrossBlock
 from twotower.blocks.embedding import Embeddings, EmbeddingTable, infer_embedding_dim
+from twotower.blocks.history.bag import HistoryBag
+from twotower.blocks.history.base import HistoryEncoder
+from twotower.blocks.history.gru import HistoryGRU
+from twotower.blocks.history.transformer import HistoryTransformer
 from twotower.blocks.inputs import Continuous, InputBlockV2, PretrainedEmbeddings
 from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
@@ -91,6 +95,10 @@ __all__ = [
     "Health",
     "HealthWarning",
     "History",
+    "HistoryBag",
+    "HistoryEncoder",
+    "HistoryGRU",
+    "HistoryTransformer",
     "HitRateAt",
     "InBatchSamplerV2",
     "InputBlockV2",
