@@ -24,7 +24,7 @@ LINE = [
     "outputs.contrastive", "outputs.targets", "outputs", "optimizers.rows", "optimizers.split",
     "optimizers.clipping", "optimizers", "health.measures", "health.record", "health.findings", "training.compiled",
     "training.history", "training.checkup", "training.watch", "training.checkpoint", "training.lightning",
-    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.scoring", "models.storing",
+    "evaluation", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions", "models.scoring", "models.storing",
     "models.base", "models.two_tower", "models.matrix_factorization", "models.youtube_dnn", "bundle",
     "serving.retriever",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from twotower.blocks.history.base import HistoryEncoder
 from twotower.blocks.initializers import Initializer, initializer
 from twotower.blocks.pooling import Combiner, as_ragged, check_combiner, combine
 from twotower.data.batch import Batch, column
@@ -235,6 +236,24 @@ class Embeddings(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor | Ragged]:
         """One vector (B, D) for each column; D may differ between columns."""
         return {c.name: self._pooled(c, batch) for c in self.schema}
+
+    def every_position(self, batch: Batch, name: str) -> tuple[dict[str, Tensor | Ragged], Ragged]:
+        """The other columns as in forward, and one list column's state before its first and after each of its elements."""
+        others: dict[str, Tensor | Ragged] = {c.name: self._pooled(c, batch) for c in self.schema if c.name != name}
+        vectors = as_ragged(self.table(name).vectors(column(batch, name)))
+        return others, self.history_encoder(name).states_from_start(vectors)
+
+    def history_encoder(self, name: str) -> HistoryEncoder:
+        """The encoder that pools a column; ValueError when it is pooled in a way that has no state after every item."""
+        self.schema[name]
+        encoder = self._combiner[name]
+        if not isinstance(encoder, HistoryEncoder):
+            kind = repr(encoder) if isinstance(encoder, str) else type(encoder).__name__
+            raise ValueError(
+                f"column {name!r} is pooled by {kind}, which has no state after every item. Give it a history encoder: "
+                f"Embeddings(schema, dim=64, sequence_combiner={{{name!r}: HistoryGRU(64)}}); HistoryBag is the mean that has one."
+            )
+        return encoder
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
         """factor * sum of squares of a column's vectors after pooling, for the columns that have a factor."""
