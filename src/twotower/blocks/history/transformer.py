@@ -109,7 +109,7 @@ class HistoryTransformer(HistoryEncoder):
         if self.positions != "rotary":
             return None
         pairs = self.dim // self.heads // 2
-        kind = self.empty.dtype
+        kind = torch.promote_types(self.empty.dtype, torch.float32)  # bfloat16 cannot count to 1,000
         speed = WAVELENGTH ** (-torch.arange(pairs, device=position.device, dtype=kind) / pairs)
         angle = position[:, None, None].to(kind) * speed
         return angle.cos(), angle.sin()
