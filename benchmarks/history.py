@@ -2,9 +2,9 @@
 
 Forward and backward of 1,024 lists whose lengths follow Zipf's law (P(l) ~ 1 / l) up to 50 and 200, width 64. "Padded" is
 the same encoder on lists that were all filled up to the longest, and PyTorch's own modules with their masks. Memory is
-what autograd keeps for the backward pass. About three minutes.
+what autograd keeps for the backward pass. About four minutes.
 
-    python benchmarks/history.py [--quality]
+    python benchmarks/history.py [--what speed | histories | quality]
 """
 
 import argparse
@@ -12,12 +12,15 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import polars as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import twotower as tt
 from twotower import Tags
@@ -75,6 +78,10 @@ def encoders(longest: int) -> None:
     dropping = tt.HistoryTransformer(DIM, 2, 2, max_length=longest, dropout=0.2)
     bag = tt.HistoryBag(DIM, weights="decay")
     plain = nn.GRU(DIM, DIM, batch_first=True)
+
+    def packed() -> PackedSequence:
+        return pack_padded_sequence(padded, lengths, batch_first=True, enforce_sorted=False)
+
     for name, encoder, held in (
         ("transformer", transformer, ragged),
         ("transformer, padded", transformer, full),
@@ -88,6 +95,7 @@ def encoders(longest: int) -> None:
     for name, work in (
         ("torch.nn.TransformerEncoder, padded and masked", masked_transformer(padded, lengths, longest)),
         ("torch.nn.GRU, padded", lambda: plain(padded)[0].sum()),
+        ("torch.nn.GRU, packed", lambda: plain(packed())[0].data.sum()),
     ):
         print(f"| {name} | | {milliseconds(work):.0f} | {megabytes(work):.0f} |", flush=True)
 
@@ -100,15 +108,14 @@ def grouping(longest: int) -> None:
     own = (time.process_time() - start) / 20 * 1000
     print(f"\n## Steps for each doubling of the length, lists up to {longest} (grouping itself: {own:.1f} ms)\n")
     print("| steps | groups | empty slots | every state, ms |\n|---|---|---|---|")
-    chosen = groups.STEPS_PER_OCTAVE
     for steps in (1, 2, 4, 8, 1000):
-        groups.STEPS_PER_OCTAVE = steps
-        made = groups.group_by_length(ragged)
+        grouped = partial(groups.group_by_length, steps=steps)
+        made = grouped(ragged)
         empty = 1 - len(ragged.values) / len(made.source)
-        took = milliseconds(lambda: transformer.states(ragged).values.sum())
+        with patch("twotower.blocks.history.transformer.group_by_length", grouped):
+            took = milliseconds(lambda: transformer.states(ragged).values.sum())
         name = "each length alone" if steps == 1000 else steps
         print(f"| {name} | {len(made.shapes)} | {empty:.0%} | {took:.0f} |", flush=True)
-    groups.STEPS_PER_OCTAVE = chosen
 
 
 def histories() -> None:
@@ -179,12 +186,14 @@ def recall(quickstart, ready, train, make, every: bool, seed: int) -> tuple[floa
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--quality", action="store_true", help="recall on MovieTweetings in place of speed")
+    parser.add_argument("--what", choices=["speed", "histories", "quality"], default="speed")
     torch.set_num_threads(1)
-    if parser.parse_args().quality:
+    what = parser.parse_args().what
+    if what == "quality":
         quality()
+    elif what == "histories":
+        histories()
     else:
         for longest in (50, 200):
             encoders(longest)
             grouping(longest)
-        histories()

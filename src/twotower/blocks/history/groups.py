@@ -9,7 +9,7 @@ from torch import Tensor
 
 from twotower.data.ragged import Ragged
 
-# lengths of 2 ** n to 2 ** (n + 1) are padded to one of so many: a sixteenth of the slots is empty on average
+# lengths of 2 ** n to 2 ** (n + 1) are padded to one of so many: about a sixteenth of the slots is empty
 STEPS_PER_OCTAVE = 4
 
 
@@ -45,10 +45,10 @@ class Groups:
         yield from rows.split([count for count, _ in self.shapes])
 
 
-def group_by_length(lists: Ragged) -> Groups:
-    """The groups of lists of at least one element."""
+def group_by_length(lists: Ragged, steps: int = STEPS_PER_OCTAVE) -> Groups:
+    """The groups of lists of at least one element; `steps` padded lengths for each doubling, none above the longest."""
     lengths, device = lists.lengths(), lists.device
-    padded = padded_lengths(lengths)
+    padded = torch.minimum(padded_lengths(lengths, steps), lengths.max())
     order = padded.argsort(stable=True)
     size, length = padded[order], lengths[order]
     first = size.cumsum(0) - size
@@ -63,13 +63,13 @@ def group_by_length(lists: Ragged) -> Groups:
     return Groups(shapes, source, position, slot, order, first + length - 1)
 
 
-def padded_lengths(lengths: Int[Tensor, "B"]) -> Int[Tensor, "B"]:
-    """Each length rounded up to the next of few: all up to 2 * STEPS_PER_OCTAVE, then so many for each doubling.
+def padded_lengths(lengths: Int[Tensor, "B"], steps: int) -> Int[Tensor, "B"]:
+    """Each length rounded up to the next of few: all up to 2 * steps, then so many for each doubling.
 
     Example:
-        >>> padded_lengths(torch.tensor([1, 7, 8, 9, 16, 17, 50])).tolist()
+        >>> padded_lengths(torch.tensor([1, 7, 8, 9, 16, 17, 50]), steps=4).tolist()
         [1, 7, 8, 10, 16, 20, 56]
     """
     octave = torch.frexp(lengths.double()).exponent.long() - 1  # 2 ** octave <= length
-    step = (2**octave // STEPS_PER_OCTAVE).clamp(min=1)
+    step = (2**octave // steps).clamp(min=1)
     return (lengths + step - 1) // step * step

@@ -2,18 +2,22 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from twotower.blocks.history.base import HistoryEncoder
+from twotower.blocks.history.groups import group_by_length
 from twotower.data.ragged import Ragged
 from twotower.errors import explain_options
+
+# a group costs its length in steps, one after the other, so there are few: one for each doubling
+STEPS_PER_OCTAVE = 1
 
 
 class HistoryGRU(HistoryEncoder):
     """The state of a gated recurrent unit after the last item.
 
     The encoder of GRU4Rec (Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks", ICLR 2016),
-    on item vectors in place of one-hot codes. No padding: the lists are packed.
+    on item vectors in place of one-hot codes. Lists of similar length go through it together, which on the CPU is several
+    times as fast for long lists as PyTorch's packed sequences.
 
     Args:
         dim: D, the width of the vectors.
@@ -54,21 +58,8 @@ class HistoryGRU(HistoryEncoder):
 
     def encode(self, vectors: Ragged, last: bool) -> Tensor:
         """As in HistoryEncoder."""
-        place, sizes = time_major(vectors)
-        states = self.gru(PackedSequence(vectors.values.index_select(0, place), sizes))[0].data
-        slot = torch.empty_like(place).scatter_(0, place, torch.arange(len(place), device=place.device))
-        return states.index_select(0, slot[vectors.offsets[1:] - 1] if last else slot)
-
-
-def time_major(lists: Ragged) -> tuple[Tensor, Tensor]:
-    """The values of all lists (total,), first elements before second ones and longest lists first, and the number of each.
-
-    Example:
-        >>> time_major(Ragged.from_lists([[5], [6, 7]]))
-        (tensor([1, 0, 2]), tensor([2, 1]))
-    """
-    lengths, row = lists.lengths(), lists.row_of_value()
-    order = lengths.argsort(descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    step = torch.arange(len(row), device=row.device) - lists.offsets[row]
-    return (step * len(lists) + rank[row]).argsort(), torch.bincount(step).cpu()
+        groups = group_by_length(vectors, STEPS_PER_OCTAVE)
+        parts = groups.split(vectors.values.index_select(0, groups.source))
+        states = [self.gru(part.transpose(0, 1))[0].transpose(0, 1).flatten(0, 1) for part in parts]
+        slot = groups.slot[vectors.offsets[1:] - 1] if last else groups.slot
+        return torch.cat(states).index_select(0, slot)
