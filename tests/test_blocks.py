@@ -9,7 +9,7 @@ from torch import nn
 import twotower as tt
 from tests.worlds import clubs, id_column
 from twotower import Tags
-from twotower.blocks.embedding import infer_embedding_dim
+from twotower.blocks.table import infer_embedding_dim
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,18 @@
 """Two-tower retrieval: from raw interaction tables to recommendations."""
 
 from twotower.blocks.cross import CrossBlock
-from twotower.blocks.embedding import Embeddings, EmbeddingTable, infer_embedding_dim
+from twotower.blocks.embedding import Embeddings
+from twotower.blocks.history.bag import HistoryBag
+from twotower.blocks.history.base import HistoryEncoder
+from twotower.blocks.history.gru import HistoryGRU
+from twotower.blocks.history.transformer import HistoryTransformer
 from twotower.blocks.inputs import InputBlockV2
 from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
 from twotower.blocks.numbers import Continuous, ContinuousEmbedding
 from twotower.blocks.pooling import AttentionPooling
 from twotower.blocks.pretrained import PretrainedEmbeddings
+from twotower.blocks.table import EmbeddingTable, infer_embedding_dim
 from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.candidates import Candidates, Draw, Step, TopK
 from twotower.data.catalog import Catalog
@@ -116,6 +121,10 @@ __all__ = [
     "Health",
     "HealthWarning",
     "History",
+    "HistoryBag",
+    "HistoryEncoder",
+    "HistoryGRU",
+    "HistoryTransformer",
     "HitRateAt",
     "InBatchSamplerV2",
     "Inferred",

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twotower.blocks.embedding import EmbeddingTable
 from twotower.blocks.initializers import Initializer
 from twotower.blocks.inputs import InputBlockV2
+from twotower.blocks.table import EmbeddingTable
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, column, example_batch, in_precision, to_device
 from twotower.data.dataset import Dataset
@@ -63,13 +63,31 @@ class Encoder(nn.Module):
         """The tower's columns of the batch, among others it may hold, to (B, D)."""
         return self._run(batch)
 
+    def every_position(self, batch: Batch, name: str) -> Ragged:
+        """The vectors before the first and after each element of one list column: (P, D) in B rows, each one longer than
+        its list.
+
+        The last vector of a row is that of `forward`. The row's other columns are as they are at every position.
+
+        Args:
+            batch: B rows.
+            name: a column that a HistoryEncoder pools; of a list that is longer than its max_length, the latest elements.
+        """
+        hidden = self.inputs.every_position(self._read(batch), name)
+        return Ragged(self._finish(hidden.values), hidden.offsets)
+
     def _run(self, batch: Batch) -> Tensor:
+        return self._finish(self.inputs(self._read(batch)))
+
+    def _read(self, batch: Batch) -> Batch:
         kind = next((p.dtype for p in self.parameters()), torch.float32)
         if (
             kind != torch.float32
         ):  # a model in another precision reads its columns in it, in training and prediction alike
             batch = in_precision(batch, kind)
-        hidden = self.inputs(self.pre(batch) if self.pre is not None else batch)
+        return self.pre(batch) if self.pre is not None else batch
+
+    def _finish(self, hidden: Tensor) -> Tensor:
         for block in self.blocks:
             hidden = block(hidden)
         return self.post(hidden) if self.post is not None else hidden

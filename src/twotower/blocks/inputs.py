@@ -1,6 +1,6 @@
 """InputBlockV2: the columns of a schema to one vector a row."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,29 @@ class InputBlockV2(nn.Module):
         for block in (self.categorical, self.continuous, self.pretrained_embeddings):
             for name, part in (block(read) if block is not None else {}).items():
                 parts[name] = combine(part, "mean") if isinstance(part, Ragged) else part
+        return self._join(parts)
+
+    def every_position(self, batch: Batch, name: str) -> Ragged:
+        """The joined vectors before the first and after each element of one list column, the other columns repeated.
+
+        Args:
+            batch: B rows.
+            name: a column that a HistoryEncoder pools.
+
+        Returns:
+            (P, width) in B rows, each one longer than the list (or its part that the encoder reads).
+        """
+        read = self.pre(batch) if self.pre is not None else batch
+        assert isinstance(self.categorical, Embeddings)
+        others, states = self.categorical.every_position(read, name)
+        for block in (self.continuous, self.pretrained_embeddings):
+            others |= block(read) if block is not None else {}
+        row = states.row_of_value()
+        parts = {n: combine(p, "mean") if isinstance(p, Ragged) else p for n, p in others.items()}
+        parts = {n: part.index_select(0, row) for n, part in parts.items()} | {name: states.values}
+        return Ragged(self._join(parts), states.offsets)
+
+    def _join(self, parts: Mapping[str, Tensor]) -> Tensor:
         joined = AGGREGATIONS[self.aggregation]([parts[name] for name in sorted(parts)])
         return self.post(joined) if self.post is not None else joined
 

@@ -77,7 +77,8 @@ def _slices(values: pl.Series, start: np.ndarray, stop: np.ndarray) -> pl.Series
     """The lists values[start[i]:stop[i]]."""
     lengths = stop - start
     offsets = np.r_[0, lengths.cumsum()]
-    places = np.repeat(start - offsets[:-1], lengths) + np.arange(offsets[-1])
+    places = np.arange(offsets[-1])
+    places += np.repeat(start - offsets[:-1], lengths)
     flat = values.gather(places).to_arrow()
     lists = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat))
     assert isinstance(lists, pl.Series)

@@ -93,6 +93,12 @@ class Ragged:
         place += torch.arange(len(place), device=self.device)
         return Ragged(self.values.index_select(0, place), offsets)
 
+    def latest(self, length: int) -> "Ragged":
+        """The rows cut to their last `length` elements; shorter rows stay whole."""
+        kept = self.lengths().clamp(max=length)
+        place_from_end = self.offsets[1:][self.row_of_value()] - torch.arange(len(self.values), device=self.device)
+        return Ragged(self.values[place_from_end <= length], _offsets(kept))
+
     def to_lists(self) -> list[list[float]]:
         """Plain Python lists."""
         values, offsets = self.values.tolist(), self.offsets.tolist()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from twotower.blocks.pretrained import Vectors
+from twotower.candidates import Step
 from twotower.data.arrow import from_tensor
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.catalog import Catalog
@@ -19,7 +20,7 @@ from twotower.encoder import Tower, embeddings_dataset, encode, evaluating
 from twotower.errors import explain_options, explain_options_with
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
-from twotower.models import growing, parts, scoring, storing
+from twotower.models import growing, parts, positions, scoring, storing
 from twotower.optimizers import MakeOptimizer
 from twotower.outputs import ContrastiveOutput, ModelOutput, RowLoss
 from twotower.schema import Schema, Tags
@@ -111,17 +112,29 @@ class RetrievalModelV2(nn.Module):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The training loss under "loss" and, if it has several parts, each part under its name."""
-        at_once = self.compiled.encode_rows
-        step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, self._encode_ids, at_once)
-        step = replace(step, encode_fixed=self._encode_fixed)
-        values = {f"{o.name}_loss": o(step, self.compiled.loss_of(o.name)) for o in self.outputs}
-        weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=step.query.device)
+        steps = self._steps(batch)
+        values = {
+            f"{o.name}_loss": o(replace(steps[o.name], encode_fixed=self._encode_fixed), self.compiled.loss_of(o.name))
+            for o in self.outputs
+        }
+        weights = torch.tensor([self.compiled.weight_of(o.name) for o in self.outputs], device=self.device)
         total = (torch.stack(list(values.values())) * weights).sum()
         terms = [*self.query.regularization(batch).values(), *self.candidate.regularization(batch).values()]
         if terms:
             values["regularization_loss"] = torch.stack(terms).sum()
             total = total + values["regularization_loss"]
         return {"loss": total, **(values if len(values) > 1 else {})}
+
+    def _steps(self, batch: Batch) -> dict[str, Step]:
+        """What each output is trained on, by its name."""
+        name, encode = self.compiled.every_position, self._encode_ids
+        if name is not None:
+            return positions.make_steps(
+                self.query, self.candidate, self.candidate_id, self.outputs, name, batch, encode
+            )
+        at_once = self.compiled.encode_rows
+        step = parts.make_step(self.query, self.candidate, self.candidate_id.name, batch, encode, at_once)
+        return dict.fromkeys([output.name for output in self.outputs], step)
 
     def _encode_ids(self, ids: Tensor) -> Tensor:
         """The candidate tower on ids alone, their other features from the catalogue."""
@@ -158,6 +171,7 @@ class RetrievalModelV2(nn.Module):
         table_optimizer: str | None = None,
         table_learning_rate: float | None = None,
         encode_rows: int | None = None,
+        every_position: str | None = None,
     ) -> None:
         """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
@@ -174,9 +188,12 @@ class RetrievalModelV2(nn.Module):
             table_learning_rate: of the table optimiser; None takes learning_rate.
             encode_rows: encode at most so many rows at a time, twice each, for towers whose activations would not fit
                 into memory (GradCache); None encodes all at once. The result is the same.
+            every_position: a query column of candidate ids in order of time, pooled by a history encoder: beside the row's
+                own candidate after all of the list, each element is a positive of the query before it, the first one of the
+                query with an empty list (see docs/concepts/history.md). None trains each row on its own candidate.
 
         Raises:
-            ValueError: an unknown name, or one loss for several outputs.
+            ValueError: an unknown name, one loss for several outputs, or a model that cannot be trained on every position.
         """
         self.compiled = check_compiled(
             self.outputs,
@@ -188,7 +205,10 @@ class RetrievalModelV2(nn.Module):
             table_optimizer,
             table_learning_rate,
             encode_rows,
+            every_position,
         )
+        if every_position is not None:
+            positions.check(self.query, self.candidate_id, self.outputs, every_position, encode_rows)
         self.optimizer_state = None
 
     def adapt(self, train: Source, catalog: Source | None = None) -> "RetrievalModelV2":
@@ -203,6 +223,10 @@ class RetrievalModelV2(nn.Module):
         ids = scalar_column(Dataset(train).batch(Schema([self.candidate_id])), self.candidate_id.name)
         self.catalog = self._catalog_of(train if catalog is None else catalog)
         queries = parts.ids_of_queries(self.query, Dataset(train))
+        if self.compiled.every_position is not None:
+            every = positions.all_targets(self.query, self.candidate_id, self.compiled.every_position, Dataset(train))
+            ids, queries = every.ids, None if queries is None else queries[every.row.to(queries.device)]
+            self.catalog = positions.covering(self.catalog, self.candidate.schema, ids, given=catalog is not None)
         for output in self.outputs:
             if isinstance(output, ContrastiveOutput):
                 output.adapt(ids.to(self.device), self.catalog.ids.to(self.device), queries)

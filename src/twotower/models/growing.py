@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from twotower.blocks.embedding import EmbeddingTable, check_one_domain
 from twotower.blocks.pretrained import PretrainedEmbeddings, Vectors
+from twotower.blocks.table import EmbeddingTable, check_one_domain
 from twotower.errors import unknown
 from twotower.optimizers import RowOptimizer, SplitOptimizer, use_dense_gradients
 from twotower.outputs import ContrastiveOutput

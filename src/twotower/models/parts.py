@@ -1,6 +1,7 @@
 """How the parts of a model fit: the candidate id, the widths, the outputs; and the step that they make together."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -89,9 +90,22 @@ def make_step(
     """Both towers on the batch, each distinct query and candidate once, at most `encode_rows` at a time."""
     name = query_id(query)
     queries, query_row, query_first = encode_distinct(query, batch, name, encode_rows)
+    asked = None if name is None else batch[name]
+    query_ids = asked[query_first] if isinstance(asked, Tensor) and asked.ndim == 1 else None
+    step = pair_step(queries, candidate, candidate_id, batch, encode, encode_rows)
+    return replace(step, query_row=query_row, query_ids=query_ids)
+
+
+def pair_step(
+    queries: Tensor,
+    candidate: Tower,
+    candidate_id: str,
+    batch: Batch,
+    encode: EncodeIds,
+    encode_rows: int | None = None,
+) -> Step:
+    """The candidate tower on the batch, each distinct candidate once, beside a vector for each query."""
     vectors, row, first = encode_distinct(candidate, batch, candidate_id, encode_rows)
     ids = scalar_column(batch, candidate_id)[first]
     counts = None if row is None else torch.bincount(row, minlength=len(ids))
-    asked = None if name is None else batch[name]
-    query_ids = asked[query_first] if isinstance(asked, Tensor) and asked.ndim == 1 else None
-    return Step(batch, queries, Candidates(ids, vectors, counts), encode, query_row, row, query_ids)
+    return Step(batch, queries, Candidates(ids, vectors, counts), encode, candidate_row=row)

@@ -72,6 +72,7 @@ def _describe_compiled(compiled: Compiled) -> dict[str, Any] | None:
         "table_optimizer": compiled.table_optimizer,
         "table_learning_rate": compiled.table_learning_rate,
         "encode_rows": compiled.encode_rows,
+        "every_position": compiled.every_position,
     }
 
 

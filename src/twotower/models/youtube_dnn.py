@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from twotower.blocks.embedding import Embeddings, table_name
+from twotower.blocks.embedding import Embeddings
 from twotower.blocks.inputs import InputBlockV2, column_kind
 from twotower.blocks.mlp import MLPBlock
+from twotower.blocks.table import table_name
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.errors import explain_options
 from twotower.models.base import RetrievalModelV2

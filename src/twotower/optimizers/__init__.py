@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import nn
 
-from twotower.blocks.embedding import EmbeddingTable
+from twotower.blocks.table import EmbeddingTable
 from twotower.errors import choose
 from twotower.optimizers.clipping import clip_gradients, gradient_norm
 from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowOptimizer, RowSGD, RowwiseAdagrad

@@ -138,7 +138,11 @@ class ContrastiveOutput(ModelOutput):
     def columns(self) -> list[str]:
         """The target, weight, negatives' and known positives' columns that training reads."""
         known = [name for name in self.known_positives if name != IN_BATCH]
-        return super().columns() + [name for sampler in self._samplers() for name in sampler.reads] + known
+        return super().columns() + self.sampler_columns() + known
+
+    def sampler_columns(self) -> list[str]:
+        """The columns that the samplers read."""
+        return [name for sampler in self._samplers() for name in sampler.reads]
 
     def _samplers(self) -> list[CandidateSampler]:
         return [sampler for sampler in self.negative_samplers if isinstance(sampler, CandidateSampler)]
@@ -156,6 +160,8 @@ class ContrastiveOutput(ModelOutput):
     def forward(self, step: Step, loss: str | RowLoss | None = None) -> Tensor:
         """The mean loss of the batch's positives."""
         chosen = self.resolve_loss(loss)
+        if not len(step.query):  # of a batch whose ids are all unknown, trained on every position
+            return step.query.sum()
         contest = self._contest(step, *self._corrects(chosen))
         if any(width > contest.query.shape[1] for width in self.prefixes):
             raise ValueError(f"prefixes {self.prefixes} are wider than the towers' {contest.query.shape[1]} numbers.")

@@ -258,6 +258,7 @@ def settings_of(
         "learning_rate": compiled.learning_rate,
         "table_optimizer": compiled.table_optimizer,
         "table_learning_rate": compiled.table_learning_rate,
+        "every_position": compiled.every_position,
         "losses": {name: _by_name(loss) for name, loss in compiled.losses.items()},
         "loss_weights": dict(compiled.loss_weights),
         **_arguments(outputs, "outputs"),

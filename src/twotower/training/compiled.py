@@ -24,6 +24,7 @@ class Compiled:
     table_optimizer: str | None = None
     table_learning_rate: float | None = None
     encode_rows: int | None = None
+    every_position: str | None = None
 
     def loss_of(self, output: str) -> str | RowLoss | None:
         """The chosen loss of an output, None for its default."""
@@ -48,6 +49,7 @@ def check_compiled(
     table_optimizer: str | None,
     table_learning_rate: float | None,
     encode_rows: int | None,
+    every_position: str | None,
 ) -> Compiled:
     """Resolve what the user gave, so that a wrong name fails in compile and not in the first step."""
     by_name = {output.name: output for output in outputs}
@@ -80,6 +82,7 @@ def check_compiled(
         table_optimizer,
         table_learning_rate,
         encode_rows,
+        every_position,
     )
 
 
