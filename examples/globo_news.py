@@ -1,0 +1,189 @@
+"""A news site, day by day: new articles every hour, yesterday's are stale, and the model is refreshed every night.
+
+    python examples/globo_news.py --data <folder with globo-news/>
+
+Every night the vocabularies take in the day's new articles and users (`Preprocessor.extend`), the trained model grows with them
+(`model.extend`), and training goes on with the day's clicks alone. Then it is asked what people click in the first hours of
+the next day, and compared with the model that was left as it was after the first day, and with the most clicked articles of
+the last hours, which are hard to beat where everybody reads the same news.
+
+The data is Globo.com's "News Portal User Interactions" on Kaggle (G. de Souza P. Moreira, D. Jannach, A. M. da Cunha, IEEE
+Access 2019), as Parquet; it is for research and cannot be shipped with the library.
+"""
+
+import argparse
+import copy
+import sys
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import torch
+
+import twotower as tt
+from twotower import Tags
+from twotower.baselines import Popularity
+
+HOUR = 3600 * 1000  # the clicks' times are milliseconds
+DAY = 24 * HOUR
+FIRST_DAY = 1_506_826_800_000  # 1 October 2017, midnight in Brasilia
+METRICS = ["recall_at_20", "recall_at_100", "ndcg_at_20"]
+EVENTS = {"user": "user_id", "item": "article_id", "time": "click_timestamp"}
+CONTEXT = (Tags.USER, Tags.CONTEXT)
+COLUMNS = {
+    "history": tt.Categorical(Tags.USER, share="article_id"),
+    "click_timestamp": tt.Timestamp(CONTEXT, parts=("hour", "weekday"), unit="ms", time_zone="America/Sao_Paulo"),
+    "click_deviceGroup": tt.Categorical(CONTEXT),
+    "click_os": tt.Categorical(CONTEXT),
+    "click_region": tt.Categorical(CONTEXT),
+    "click_referrer_type": tt.Categorical(CONTEXT),
+    "article_id": tt.Categorical(Tags.ITEM_ID),
+    "category_id": tt.Categorical(Tags.ITEM),
+    "words_count": tt.Bucketized(Tags.ITEM, buckets=10),
+    "published": tt.Numeric(Tags.ITEM, fill="mean", indicator=True, source="created_at_ts"),
+}
+
+
+@dataclass(frozen=True)
+class News:
+    """Clicks, with the user's earlier ones as history, and what is known of the articles."""
+
+    clicks: pl.DataFrame
+    articles: pl.DataFrame
+
+    def between(self, start: int, end: int) -> pl.DataFrame:
+        """The clicks of a time."""
+        return self.clicks.filter(pl.col("click_timestamp").is_between(start, end, closed="left"))
+
+    def catalog(self, start: int, end: int) -> pl.DataFrame:
+        """Articles that were clicked in a time, one row each."""
+        clicked = self.between(start, end).select("article_id").unique(maintain_order=True)
+        return clicked.join(self.articles, on="article_id", how="left", maintain_order="left")
+
+
+@dataclass(frozen=True)
+class Night:
+    """What is known at the end of a day."""
+
+    preprocessor: tt.Preprocessor
+    model: tt.RetrievalModelV2
+    catalog: tt.Dataset
+
+
+def main(arguments: list[str] | None = None) -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True, help="the folder that holds globo-news/")
+    p.add_argument("--days", type=int, default=7, help="how many nights to refresh")
+    p.add_argument("--share", type=float, default=1.0, help="share of the users")
+    p.add_argument("--hours", type=int, default=2, help="hours of the next day to be asked about")
+    given = p.parse_args(arguments)
+    news = load(given.data, given.days, given.share)
+    print(f"{len(news.clicks):,} clicks of {news.clicks['user_id'].n_unique():,} people in {given.days + 1} days")
+
+    preprocessor, model, left = None, None, None
+    rows = []
+    for day in range(given.days):
+        start, end = FIRST_DAY + day * DAY, FIRST_DAY + (day + 1) * DAY
+        clicks, catalog, began = news.between(start, end), news.catalog(start, end), time.perf_counter()
+        if preprocessor is None or model is None:
+            preprocessor = tt.Preprocessor(COLUMNS).fit(clicks, catalog)
+            model = new_model(preprocessor)
+        else:
+            preprocessor = preprocessor.extend(clicks, catalog)
+            model.extend(preprocessor.schema)
+        now = Night(preprocessor, model, preprocessor.transform(catalog))
+        model.fit(
+            preprocessor.transform(clicks.join(news.articles, on="article_id", how="left")),
+            catalog=now.catalog, batch_size=2048, epochs=3, seed=day, verbose=False, health_steps=0,
+        )  # fmt: skip
+        left = Night(preprocessor, copy.deepcopy(model), now.catalog) if left is None else left
+
+        took = time.perf_counter() - began
+        asked = news.between(end, end + given.hours * HOUR)
+        unread = 1 - asked["article_id"].is_in(catalog["article_id"].implode()).mean()
+        recent = news.between(end - given.hours * HOUR, end)
+        found = {
+            "refreshed": ask(now, asked),
+            "left since day 1": ask(left, asked),
+            "popular": most_clicked(now, recent, asked),
+        }
+        rows.append({"day": day + 1, "articles": len(catalog), "unread": unread, "seconds": took} | flattened(found))
+        say(rows[-1])
+    show(rows)
+
+
+def load(folder: Path, days: int, share: float) -> News:
+    """The clicks of some days and a share of the users, each with the articles that the user clicked before."""
+    paths = [folder / "globo-news" / name for name in ("clicks.parquet", "articles_partial.parquet")]
+    for path in paths:
+        if not path.exists():
+            sys.exit(
+                f"no {path}: expected the folder that holds globo-news/, with clicks and articles as Parquet. The data is "
+                "'News Portal User Interactions by Globo.com' on Kaggle."
+            )
+    clicks = pl.read_parquet(paths[0]).rename({"click_article_id": "article_id"})
+    clicks = clicks.filter(
+        pl.col("click_timestamp").is_between(FIRST_DAY, FIRST_DAY + (days + 1) * DAY),
+        pl.col("user_id") % 1000 < share * 1000,
+    ).drop("session_id", "session_start", "session_size")
+    histories = tt.build_histories(clicks, **EVENTS, length=20).with_row_index("click")
+    return News(histories, pl.read_parquet(paths[1]).drop("publisher_id"))
+
+
+def new_model(preprocessor: tt.Preprocessor) -> tt.RetrievalModelV2:
+    """Both towers read one table of articles, so that a click in a history is the article itself."""
+    torch.manual_seed(0)
+    schema = preprocessor.schema
+    inputs = tt.InputBlockV2(
+        schema,
+        categorical=tt.Embeddings(schema.select_by_tag(Tags.CATEGORICAL), dim=32, id_dropout={"article_id": 0.1}),
+    )
+    query, candidate = (
+        tt.Encoder(inputs.select_by_tag(side), tt.MLPBlock([128, 64], no_activation_last_layer=True), post=tt.L2Norm())
+        for side in (Tags.USER, Tags.ITEM)
+    )
+    model = tt.TwoTowerModelV2(query, candidate, logits_temperature=0.07)
+    model.compile(optimizer="adam", learning_rate=0.002, metrics=METRICS)
+    return model
+
+
+def ask(night: Night, asked: pl.DataFrame) -> dict[str, float]:
+    """How a night's model ranks its articles for the next morning's clicks; articles that it does not know are missed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not in the catalogue")
+        return night.model.evaluate(night.preprocessor.transform(asked), catalog=night.catalog, group="click")
+
+
+def most_clicked(night: Night, recent: pl.DataFrame, asked: pl.DataFrame) -> dict[str, float]:
+    """The same for the articles that were clicked most in the last hours."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not in the catalogue")
+        baseline = Popularity(night.preprocessor.transform(recent), "click", "article_id", night.catalog)
+        return baseline.evaluate(night.preprocessor.transform(asked), metrics=METRICS)
+
+
+def flattened(found: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {f"{name}: {metric}": value for name, values in found.items() for metric, value in values.items()}
+
+
+def say(row: dict[str, float]) -> None:
+    recalls = ", ".join(f"{k.split(':')[0]} {v:.3f}" for k, v in row.items() if k.endswith("recall_at_20"))
+    print(
+        f"night {row['day']}: {row['articles']:,} articles, refreshed in {row['seconds']:.0f} s. The next morning "
+        f"{row['unread']:.0%} of the clicks go to articles that nobody had clicked; recall at 20: {recalls}",
+        flush=True,
+    )
+
+
+def show(rows: list[dict[str, float]]) -> None:
+    """Means over the mornings after the second night and later, when the models differ."""
+    later = pl.DataFrame(rows[1:])
+    print("\nMean over the later mornings:")
+    for name in ("refreshed", "left since day 1", "popular"):
+        print(f"  {name:18}" + "  ".join(f"{m} {later[f'{name}: {m}'].mean():.4f}" for m in METRICS))
+
+
+if __name__ == "__main__":
+    main()
