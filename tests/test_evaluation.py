@@ -129,7 +129,9 @@ def test_seen_items_and_groups_of_the_model() -> None:
         by_id = model.evaluate(test, seen=train)
     with pytest.warns(UserWarning, match="seen before"):
         by_group = model.evaluate(raw, seen=past, group="person")
-    assert by_id == pytest.approx(by_group)
+    with pytest.warns(UserWarning, match="seen before"):
+        by_own_column = model.evaluate(test, seen=train, group="user_id")  # which the tower reads as well
+    assert by_id == by_own_column == pytest.approx(by_group)
     content_only = tt.Encoder(train.schema[["user_height"]], tt.MLPBlock([16]))
     nameless = tt.TwoTowerModelV2(content_only, towers(train)[1]).adapt(train)
     with pytest.raises(ValueError, match="must know whose they are.*Give group="):

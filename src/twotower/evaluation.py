@@ -155,7 +155,7 @@ def evaluate_tower(
         _warn_of_unknown_users(tower.schema, data)
     task = ranking_task(
         data,
-        query=[*([group] if group else []), *tower.schema.column_names],
+        query=list(dict.fromkeys([*([group] if group else []), *tower.schema.column_names])),
         candidate=candidate,
         candidates=ids,
         seen=seen,

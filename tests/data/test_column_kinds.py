@@ -3,6 +3,7 @@
 import datetime
 import math
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -137,6 +138,39 @@ def test_ngrams_are_those_of_scikit_learn(ngram_range: tuple[int, int], analyzer
             ours[row, theirs.vocabulary_[gram]] += 1
     assert (ours == counts).all()
     assert len(made.vocabulary("x")) == counts.shape[1]
+
+
+def test_texts_share_their_words(tmp_path: Path) -> None:
+    columns = {
+        "title": tt.Text(Tags.ITEM, min_count=2),
+        "page": tt.Text(Tags.USER, share="title"),
+    }
+    made = tt.Preprocessor(columns).fit({"title": ["red", "blue"], "page": [["a red"], ["blue sky", "a red sea"]]})
+    # red 3 times; a, blue twice; sky and sea once: too rare
+    assert made.vocabulary("page").to_list() == ["red", "a", "blue"]
+    assert made.schema["page"].int_domain == made.schema["title"].int_domain
+    again = {"title": ["a red"], "page": [["a red sky"]]}
+    assert made.transform(again).table.to_pydict() == {"title": [[3, 2]], "page": [[3, 2, 1]]}
+    made.save(tmp_path / "made")
+    loaded = tt.Preprocessor.load(tmp_path / "made")
+    assert loaded.transform(again).table == made.transform(again).table
+    assert loaded.inverse("page", [2, 4]) == ["red", "blue"]
+    grown = made.extend({"page": [["sky sky"], []]})
+    assert grown.vocabulary("title").to_list() == ["red", "a", "blue", "sky"]
+    assert grown.schema["title"].cardinality == grown.schema["page"].cardinality == 6
+
+
+def test_texts_that_share_are_cut_alike() -> None:
+    hashed = tt.Preprocessor({"a": tt.Text(buckets=7), "b": tt.Text(buckets=7, share="a")}).fit(
+        {"a": ["x"], "b": ["x"]}
+    )
+    assert hashed.schema["b"].int_domain == hashed.schema["a"].int_domain
+    with pytest.raises(ValueError, match="'b' shares the n-grams of 'a', but cuts texts otherwise"):
+        tt.Preprocessor({"a": tt.Text(), "b": tt.Text(share="a", ngram_range=(1, 2))}).fit({"a": ["x x"], "b": ["x"]})
+    with pytest.raises(ValueError, match="min_count and max_size from there"):
+        tt.Text(share="a", min_count=1)
+    with pytest.raises(ValueError, match="'b' cannot share a vocabulary"):
+        tt.Preprocessor({"a": tt.Categorical(), "b": tt.Text(share="a")})
 
 
 def test_texts_hashed_missing_and_in_lists() -> None:

@@ -12,7 +12,7 @@ from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, hold
 from twotower.data.columns.categorical import categorical_schema, check_counts, id_schema
 from twotower.data.columns.hashed import hashed_ids
 from twotower.data.columns.values import lists, on_values
-from twotower.data.columns.vocabulary import grown
+from twotower.data.columns.vocabulary import Vocabulary, grown
 from twotower.data.raw import RawTable
 from twotower.errors import choose
 from twotower.schema import ColumnSchema
@@ -34,12 +34,15 @@ class Text(Column):
         ngram_range: the smallest and the largest n, both included.
         analyzer: "word" joins n neighbouring words with spaces; "char_wb" takes n neighbouring characters of each word with
             a space before and after it, which finds parts of words and survives misspellings.
+        share: use the n-grams of this other Text column, and so its embedding table: a page's text and the titles of the
+            pages that it may link to. Both must cut texts alike (`ngram_range`, `analyzer`, `buckets`).
         source: the raw column to read; by default the one of the same name.
 
     `ngram_range` and `analyzer` mean what they do in scikit-learn's CountVectorizer, but words of one letter count too.
 
     Raises:
-        ValueError: an unknown analyzer, a range that is no range, or counts below 1.
+        ValueError: an unknown analyzer, a range that is no range, counts below 1, or `share` together with the limits of a
+            vocabulary, which its owner has.
     """
 
     kind: ClassVar[str] = "text"
@@ -49,6 +52,7 @@ class Text(Column):
     buckets: int | None = None
     ngram_range: tuple[int, int] = (1, 1)
     analyzer: str = "word"
+    share: str | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,27 +65,43 @@ class Text(Column):
             raise ValueError(
                 f"ngram_range must be (smallest, largest) with 1 <= smallest <= largest, got {self.ngram_range}."
             )
+        if self.share is not None and (self.min_count, self.max_size) != (2, None):
+            raise ValueError(
+                f"a column that shares the n-grams of {self.share!r} has its min_count and max_size from there; leave them out."
+            )
 
     def reads(self, name: str) -> tuple[str, ...]:
         return (self.source or name,)
 
     def group(self, name: str) -> str:
-        return name
+        return self.share or name
 
     def learn(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> Learnt:
+        owner = columns[self.group(name)]
+        if isinstance(owner, Text) and owner.cut != self.cut:
+            raise ValueError(
+                f"{name!r} shares the n-grams of {self.share!r}, but cuts texts otherwise: {self.cut} against {owner.cut}. "
+                "Give both the same ngram_range, analyzer and buckets."
+            )
         self.extend(name, tables, columns, known)
         source = self.reads(name)[0]
         return _Bag(name, self, known, any(t.is_list(source) for t in holding(tables, [source])))
 
     def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
-        if self.buckets is None:
-            counts = self._counts(tables, self.reads(name)[0])
+        if self.buckets is None and self.group(name) == name:
+            sharing = dict.fromkeys(c.reads(n)[0] for n, c in columns.items() if c.group(n) == name)
+            counts = (part for source in sharing for part in self._counts(tables, source))
             known.vocabularies[name] = grown(
                 known.vocabularies.get(name), name, counts, self.min_count, self.max_size, oov_buckets=1
             )
 
     def restore(self, name: str, state: Json, known: Known) -> Learnt:
         return _Bag(name, self, known, state["lists"])
+
+    @property
+    def cut(self) -> dict[str, object]:
+        """How texts become n-grams; the same for columns that share them."""
+        return {"ngram_range": self.ngram_range, "analyzer": self.analyzer, "buckets": self.buckets}
 
     def tokens(self, raw: pl.Series) -> pl.Series:
         """The n-grams of each row of a raw column, as lists of String."""
@@ -100,25 +120,29 @@ class _Bag(Learnt):
         self.column = column
         self.known = known
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.known.vocabularies[self.column.group(self.name)]
+
     def encode(self, raw: pl.DataFrame) -> list[pl.Series]:
         column = self.column
         tokens = column.tokens(raw[column.reads(self.name)[0]])
         if column.buckets is None:
-            return [on_values(tokens, self.known.vocabularies[self.name].encode).alias(self.name)]
+            return [on_values(tokens, self.vocabulary.encode).alias(self.name)]
         buckets = column.buckets
         return [on_values(tokens, lambda values: hashed_ids(values, buckets)).alias(self.name)]
 
     def schema(self) -> list[ColumnSchema]:
         column = self.column
         if column.buckets is None:
-            return [categorical_schema(self.name, column.tags, self.known.vocabularies[self.name], listed=True)]
-        domain = {"min": 0, "max": column.buckets, "name": self.name}
+            return [categorical_schema(self.name, column.tags, self.vocabulary, listed=True)]
+        domain = {"min": 0, "max": column.buckets, "name": column.group(self.name)}
         return [id_schema(self.name, column.tags, True, {"domain": domain})]
 
     def inverse(self, codes: pl.Series) -> pl.Series:
         if self.column.buckets is not None:
             raise no_way_back(self.name, "hashed")
-        return self.known.vocabularies[self.name].decode(codes)
+        return self.vocabulary.decode(codes)
 
     def state(self) -> Json:
         return {"lists": self.lists}
