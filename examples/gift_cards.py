@@ -50,9 +50,8 @@ COLD_SHARE = 0.2
 COLUMNS = {
     "user_id": tt.Categorical(),  # no tag: no tower reads it, evaluation and baselines do
     "item_id": tt.Categorical(Tags.ITEM_ID),  # names the candidates
-    "known_item": tt.Categorical(
-        Tags.ITEM
-    ),  # what the tower reads: learnt from the reviews, so that cold products are unknown
+    # what the tower reads: learnt from the reviews alone, so that cold products are unknown
+    "known_item": tt.Categorical(Tags.ITEM, source="item_id", beside="user_id"),
     "title": tt.Text(Tags.ITEM, ngram_range=(1, 2)),
     "about": tt.Text(Tags.ITEM, min_count=3),
     "brand": tt.Categorical(Tags.ITEM, min_count=2),
@@ -120,7 +119,7 @@ def main() -> None:
         results.append({"": name, **measure_baseline(baseline, ready)})
     say("Mean over seeds; all products ranked for every test user, those reviewed before left out")
     table(pl.DataFrame(results).group_by("", maintain_order=True).mean().with_columns(pl.selectors.float().round(4)))
-    show(tt.Retriever(model, ready.preprocessor, products.with_columns(known_item="item_id")), ready, parts)
+    show(tt.Retriever(model, ready.preprocessor, products), ready, parts)
 
 
 def arguments() -> argparse.Namespace:
@@ -181,8 +180,7 @@ def prepare(products: pl.DataFrame, parts: Parts) -> Prepared:
     latest = described(tt.latest_histories(parts.train, **EVENTS), products)
     train = described(tt.build_histories(parts.train, **EVENTS), products)
     warm, cold = (part.join(latest, on="user_id", maintain_order="left") for part in (parts.warm, parts.cold))
-    preprocessor = tt.Preprocessor(COLUMNS).fit(train, products, parts.train.select(known_item="item_id"))
-    products = products.with_columns(known_item="item_id")
+    preprocessor = tt.Preprocessor(COLUMNS).fit(train, products)
     encoded = preprocessor.transform(products)
     seen = preprocessor.transform(parts.train.select("item_id")).to_polars()["item_id"]
     return Prepared(

@@ -13,10 +13,9 @@ Access 2019), as Parquet; it is for research and cannot be shipped with the libr
 
 import argparse
 import copy
-import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -34,7 +33,7 @@ EVENTS = {"user": "user_id", "item": "article_id", "time": "click_timestamp"}
 CONTEXT = (Tags.USER, Tags.CONTEXT)
 COLUMNS = {
     "history": tt.Categorical(Tags.USER, share="article_id"),
-    "click_timestamp": tt.Timestamp(CONTEXT, parts=("hour", "weekday"), unit="ms", time_zone="America/Sao_Paulo"),
+    "asked": tt.Numeric(CONTEXT),  # hours since the beginning of the day that was learnt last
     "click_deviceGroup": tt.Categorical(CONTEXT),
     "click_os": tt.Categorical(CONTEXT),
     "click_region": tt.Categorical(CONTEXT),
@@ -42,7 +41,7 @@ COLUMNS = {
     "article_id": tt.Categorical(Tags.ITEM_ID),
     "category_id": tt.Categorical(Tags.ITEM),
     "words_count": tt.Bucketized(Tags.ITEM, buckets=10),
-    "published": tt.Numeric(Tags.ITEM, fill="mean", indicator=True, source="created_at_ts"),
+    "published": tt.Numeric(Tags.ITEM, scale="log", fill="mean", indicator=True),  # in the same hours
 }
 
 
@@ -57,61 +56,84 @@ class News:
         """The clicks of a time."""
         return self.clicks.filter(pl.col("click_timestamp").is_between(start, end, closed="left"))
 
-    def catalog(self, start: int, end: int) -> pl.DataFrame:
-        """Articles that were clicked in a time, one row each."""
-        clicked = self.between(start, end).select("article_id").unique(maintain_order=True)
-        return clicked.join(self.articles, on="article_id", how="left", maintain_order="left")
+    def clicked(self, start: int, end: int) -> pl.DataFrame:
+        """The articles that were clicked in a time, one row each."""
+        ids = self.between(start, end).select("article_id").unique(maintain_order=True)
+        return ids.join(self.articles, on="article_id", how="left", maintain_order="left")
 
 
 @dataclass(frozen=True)
 class Night:
-    """What is known at the end of a day."""
+    """What is known at the end of a day: times are told in hours since the day began."""
 
+    start: int
     preprocessor: tt.Preprocessor
     model: tt.RetrievalModelV2
-    catalog: tt.Dataset
+    articles: pl.DataFrame
+
+    def encoded(self, rows: pl.DataFrame) -> tt.Dataset:
+        """Clicks or articles as this night's model reads them."""
+        return self.preprocessor.transform(told(rows, self.start))
+
+    def catalog(self) -> tt.Dataset:
+        """The articles that can be recommended."""
+        return self.encoded(self.articles)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True, help="the folder that holds globo-news/")
     p.add_argument("--days", type=int, default=7, help="how many nights to refresh")
     p.add_argument("--share", type=float, default=1.0, help="share of the users")
     p.add_argument("--hours", type=int, default=2, help="hours of the next day to be asked about")
-    given = p.parse_args(arguments)
+    given = p.parse_args()
     news = load(given.data, given.days, given.share)
     print(f"{len(news.clicks):,} clicks of {news.clicks['user_id'].n_unique():,} people in {given.days + 1} days")
 
-    preprocessor, model, left = None, None, None
-    rows = []
+    night, left, rows = None, None, []
     for day in range(given.days):
-        start, end = FIRST_DAY + day * DAY, FIRST_DAY + (day + 1) * DAY
-        clicks, catalog, began = news.between(start, end), news.catalog(start, end), time.perf_counter()
-        if preprocessor is None or model is None:
-            preprocessor = tt.Preprocessor(COLUMNS).fit(clicks, catalog)
-            model = new_model(preprocessor)
-        else:
-            preprocessor = preprocessor.extend(clicks, catalog)
-            model.extend(preprocessor.schema)
-        now = Night(preprocessor, model, preprocessor.transform(catalog))
-        model.fit(
-            preprocessor.transform(clicks.join(news.articles, on="article_id", how="left")),
-            catalog=now.catalog, batch_size=2048, epochs=3, seed=day, verbose=False, health_steps=0,
-        )  # fmt: skip
-        left = Night(preprocessor, copy.deepcopy(model), now.catalog) if left is None else left
-
+        began = time.perf_counter()
+        night = learn(news, FIRST_DAY + day * DAY, night)
         took = time.perf_counter() - began
-        asked = news.between(end, end + given.hours * HOUR)
-        unread = 1 - asked["article_id"].is_in(catalog["article_id"].implode()).mean()
-        recent = news.between(end - given.hours * HOUR, end)
+        # the next night goes on training the same model
+        left = replace(night, model=copy.deepcopy(night.model)) if left is None else left
+        end = night.start + DAY
+        asked, recent = news.between(end, end + given.hours * HOUR), news.between(end - given.hours * HOUR, end)
+        unread = 1 - asked["article_id"].is_in(night.articles["article_id"].implode()).mean()
         found = {
-            "refreshed": ask(now, asked),
+            "refreshed": ask(night, asked),
             "left since day 1": ask(left, asked),
-            "popular": most_clicked(now, recent, asked),
+            "popular": most_clicked(night, recent, asked),
         }
-        rows.append({"day": day + 1, "articles": len(catalog), "unread": unread, "seconds": took} | flattened(found))
+        rows.append(
+            {"day": day + 1, "articles": len(night.articles), "unread": unread, "seconds": took} | flattened(found)
+        )
         say(rows[-1])
     show(rows)
+
+
+def learn(news: News, start: int, before: Night | None) -> Night:
+    """The night after a day: its clicks and articles are learnt, on top of what was known before."""
+    clicks, articles = news.between(start, start + DAY), news.clicked(start, start + DAY)
+    tables = told(clicks, start), told(articles, start)
+    if before is None:
+        preprocessor = tt.Preprocessor(COLUMNS).fit(*tables)
+        model = new_model(preprocessor)
+    else:
+        preprocessor, model = before.preprocessor.extend(*tables), before.model
+        model.extend(preprocessor.schema)
+    night = Night(start, preprocessor, model, articles)
+    train = night.encoded(clicks.join(news.articles, on="article_id", how="left", maintain_order="left"))
+    model.fit(train, catalog=night.catalog(), batch_size=2048, epochs=3, seed=0, verbose=False, health_steps=0)
+    return night
+
+
+def told(rows: pl.DataFrame, start: int) -> pl.DataFrame:
+    """With the hours from the beginning of a day to a click, and to an article's publication."""
+    hours = {"asked": "click_timestamp", "published": "created_at_ts"}
+    return rows.with_columns((pl.col(c) - start) / HOUR for c in hours.values() if c in rows.columns).rename(
+        {c: name for name, c in hours.items() if c in rows.columns}
+    )
 
 
 def load(folder: Path, days: int, share: float) -> News:
@@ -119,9 +141,9 @@ def load(folder: Path, days: int, share: float) -> News:
     paths = [folder / "globo-news" / name for name in ("clicks.parquet", "articles_partial.parquet")]
     for path in paths:
         if not path.exists():
-            sys.exit(
-                f"no {path}: expected the folder that holds globo-news/, with clicks and articles as Parquet. The data is "
-                "'News Portal User Interactions by Globo.com' on Kaggle."
+            raise SystemExit(
+                f"no file {path}: --data must name a folder with globo-news/clicks.parquet and articles_partial.parquet. The data "
+                "is not part of this package; it comes from Globo.com, 'News Portal User Interactions' on Kaggle."
             )
     clicks = pl.read_parquet(paths[0]).rename({"click_article_id": "article_id"})
     clicks = clicks.filter(
@@ -153,15 +175,15 @@ def ask(night: Night, asked: pl.DataFrame) -> dict[str, float]:
     """How a night's model ranks its articles for the next morning's clicks; articles that it does not know are missed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not in the catalogue")
-        return night.model.evaluate(night.preprocessor.transform(asked), catalog=night.catalog, group="click")
+        return night.model.evaluate(night.encoded(asked), catalog=night.catalog(), group="click")
 
 
 def most_clicked(night: Night, recent: pl.DataFrame, asked: pl.DataFrame) -> dict[str, float]:
     """The same for the articles that were clicked most in the last hours."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not in the catalogue")
-        baseline = Popularity(night.preprocessor.transform(recent), "click", "article_id", night.catalog)
-        return baseline.evaluate(night.preprocessor.transform(asked), metrics=METRICS)
+        baseline = Popularity(night.encoded(recent), "click", "article_id", night.catalog())
+        return baseline.evaluate(night.encoded(asked), metrics=METRICS)
 
 
 def flattened(found: dict[str, dict[str, float]]) -> dict[str, float]:

@@ -69,7 +69,30 @@ def test_wikispeedia(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert re.search(r"^Next to .+, which no link of training leads to: .+; .+", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize("example", ["gift_cards.py", "wikispeedia.py"])
+def test_ml_1m(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(data_folder("ml-1m")), "--people", "300", "--epochs", "7"]
+    printed = printed_by("ml_1m.py", arguments, monkeypatch, capsys)
+    found = results(printed)
+    recall = 0
+    # one in 300 people is .0033: twice as many found is far outside what chance gives
+    assert found["transformer"][recall] > 1.5 * found["popularity"][recall] > 0
+    assert found["transformer"][recall] > 1.5 * found["mean of the history"][recall]
+    assert re.search(r"rated last: .+\(\d{4}\); .+\(\d{4}\)", printed)
+
+
+def test_globo_news(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--data", str(data_folder("globo-news")), "--days", "2", "--share", "0.1"]
+    printed = printed_by("globo_news.py", arguments, monkeypatch, capsys)
+    recall = {
+        name: float(value)
+        for name, value in re.findall(r"^  (\w[\w ]+?)  +recall_at_20 ([.\d]+)", printed, re.MULTILINE)
+    }
+    assert set(recall) == {"refreshed", "left since day 1", "popular"}
+    # yesterday's articles are stale, so only a model that took in the new ones finds anything
+    assert recall["refreshed"] > 0.3 > 0.05 > recall["left since day 1"]
+
+
+@pytest.mark.parametrize("example", ["gift_cards.py", "wikispeedia.py", "ml_1m.py", "globo_news.py"])
 def test_data_that_is_not_there(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [example, "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"no file .*\.parquet: --data must name a folder with .* it comes from"):

@@ -92,6 +92,24 @@ def test_several_tables_teach_one_vocabulary() -> None:
     assert made.transform({"item": [9, 7]}).table.to_pydict() == {"item": [3, 2]}
 
 
+def test_ids_that_are_learnt_from_the_events_alone() -> None:
+    events, items = {"user": [1, 2], "item": ["b", "b"]}, {"item": ["a", "b", "c"]}
+    made = tt.Preprocessor(
+        {
+            "item": Categorical(Tags.ITEM_ID),
+            "known": Categorical(Tags.ITEM, source="item", beside="user"),
+            "also": Categorical(Tags.ITEM, share="item", learns=False),
+        }
+    ).fit(events, items | {"also": [["a", "zz"], [], ["c"]]})
+    # b occurs three times, a and c once; what only `also` holds is unknown
+    assert made.vocabulary("item").to_list() == ["b", "a", "c"]
+    assert made.vocabulary("known").to_list() == ["b"]
+    rows = made.transform(items | {"also": [["a", "zz"], [], ["c"]]}).table.to_pydict()
+    assert rows == {"item": [3, 2, 4], "known": [1, 2, 1], "also": [[3, 1], [], [4]]}
+    with pytest.raises(ValueError, match="learns=False uses another column's vocabulary"):
+        Categorical(learns=False)
+
+
 def test_big_and_string_ids_come_back() -> None:
     big = tt.Preprocessor({"id": Categorical()}).fit({"id": [3_000_000_000, 3_000_000_000, -5]})
     assert big.inverse("id", big.transform({"id": [-5, 3_000_000_000]}).table["id"].to_pylist()) == [-5, 3_000_000_000]

@@ -28,10 +28,15 @@ class Categorical(Column):
         oov_buckets: how many ids the values outside the vocabulary share, by a hash of the value alone.
         share: use the vocabulary of this other Categorical column, and so its embedding table: a list of earlier items shares
             the item id's.
+        learns: False only uses the shared vocabulary, and adds no values to it: those that the others do not hold are unknown.
+        beside: learn only from tables that hold this raw column as well. With the user's column, a second reading of the item's
+            id knows the items of the events, and items that only stand in the table of items are unknown to the tower: it
+            goes by their features (see "Cold items" in docs/how-to.md).
         source: the raw column to read; by default the one of the same name.
 
     Raises:
-        ValueError: counts below 1, or `share` together with options that the owner of the vocabulary has.
+        ValueError: counts below 1, `share` together with options that the owner of the vocabulary has, or learns=False
+            without `share`.
     """
 
     kind: ClassVar[str] = "categorical"
@@ -40,6 +45,8 @@ class Categorical(Column):
     max_size: int | None = None
     oov_buckets: int = 1
     share: str | None = None
+    learns: bool = True
+    beside: str | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +57,9 @@ class Categorical(Column):
                 f"a column that shares the vocabulary of {self.share!r} has its min_count, max_size and oov_buckets from "
                 "there; leave them out."
             )
+
+        if self.share is None and not self.learns:
+            raise ValueError("learns=False uses another column's vocabulary: name that column as share.")
 
     def reads(self, name: str) -> tuple[str, ...]:
         return (self.source or name,)
@@ -64,8 +74,11 @@ class Categorical(Column):
 
     def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
         if self.group(name) == name:
-            sharing = [c.reads(n)[0] for n, c in columns.items() if c.group(n) == name]
-            counts = _counted(tables, sharing, name)
+            sharing = {
+                n: c for n, c in columns.items() if isinstance(c, Categorical) and c.group(n) == name and c.learns
+            }
+            wanted = [(c.reads(n)[0], c.beside) for n, c in sharing.items()]
+            counts = _counted(tables, wanted, name)
             known.vocabularies[name] = grown(
                 known.vocabularies.get(name), name, counts, self.min_count, self.max_size, self.oov_buckets
             )
@@ -81,11 +94,11 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
-def _counted(tables: Sequence[RawTable], columns: Sequence[str], name: str) -> list[pl.DataFrame]:
-    """Tables (value, count) of the columns' values in all tables."""
+def _counted(tables: Sequence[RawTable], columns: Sequence[tuple[str, str | None]], name: str) -> list[pl.DataFrame]:
+    """Tables (value, count) of the columns' values in all tables, or in those that hold another column too."""
     parts: list[pl.DataFrame] = []
-    for column in dict.fromkeys(columns):
-        for table in holding(tables, [column]):
+    for column, beside in dict.fromkeys(columns):
+        for table in holding(tables, [column] if beside is None else [column, beside]):
             parts += [c.with_columns(plain(c["value"], column, "Categorical")) for c in table.counts(column) if len(c)]
     kinds = sorted({str(part["value"].dtype) for part in parts})
     if len(kinds) > 1:
