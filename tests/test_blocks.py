@@ -313,3 +313,32 @@ def test_columns_of_one_table_that_are_given_different_widths_are_refused() -> N
     with pytest.raises(ValueError, match="share the table 'x', but were given different values"):
         tt.Embeddings(tt.Schema([one, two]), dim={"a": 4, "b": 8})
     assert tt.Embeddings(tt.Schema([one, two]), dim={"b": 8}).table("a").dim == 8
+
+
+@pytest.mark.parametrize("combiner", ["mean", "sum", "sqrtn", "max"])
+def test_lists_have_the_same_gradient_by_rows_and_dense(combiner: str) -> None:
+    """Ids that repeat within a list and between lists, and empty lists; against autograd on a plain lookup."""
+    lists = tt.Ragged.from_lists([[1, 2, 2], [], [5, 1], [3]])
+    upstream = torch.arange(8, dtype=torch.float32).reshape(4, 2) - 3
+    found = {}
+    for by_rows in (True, False):
+        table = tt.EmbeddingTable(2, column("x"), embeddings_initializer=WEIGHTS, sequence_combiner=combiner)
+        table.row_gradients = by_rows
+        out = table(lists)
+        (out * upstream).sum().backward()
+        assert table.weight.grad is not None
+        assert table.weight.grad.is_sparse == by_rows
+        found[by_rows] = (out.detach(), table.weight.grad.to_dense())
+    weight = WEIGHTS.clone().requires_grad_()
+    rows = []
+    for ids in lists.to_lists():
+        vectors = weight[torch.tensor(ids, dtype=torch.int64)]
+        how = {"mean": lambda v: v.mean(0), "sum": lambda v: v.sum(0), "max": lambda v: v.amax(0)}
+        how["sqrtn"] = lambda v: v.sum(0) / len(v) ** 0.5
+        rows.append(how[combiner](vectors) if ids else torch.zeros(2))
+    expected = torch.stack(rows)
+    (expected * upstream).sum().backward()
+    for out, gradient in found.values():
+        torch.testing.assert_close(out, expected.detach())
+        if combiner != "max":  # equal largest values may share the gradient in their own way
+            torch.testing.assert_close(gradient, weight.grad)

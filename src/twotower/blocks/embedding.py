@@ -14,7 +14,6 @@ from twotower.blocks.pooling import (
     Combiner,
     as_ragged,
     check_combiner,
-    combine,
     combine_weighted,
     parallel_weights,
 )
@@ -168,14 +167,14 @@ class Embeddings(nn.Module):
         return drop_ids(ids, probability, unknown_id_of(c, probability)) if self.training and probability else ids
 
     def _pooled(self, c: ColumnSchema, batch: Batch, ids: Tensor | Ragged) -> Tensor:
-        vectors, combiner = self._of(c).vectors(ids), self._combiner[c.name]
-        if isinstance(vectors, Tensor) and vectors.ndim == 2:
-            return vectors
-        lists, name = as_ragged(vectors), self.sequence_weights.get(c.name)
-        if name is None:
-            return combine(lists, combiner)
+        table, combiner, weights = self._of(c), self._combiner[c.name], self.sequence_weights.get(c.name)
+        if isinstance(ids, Tensor) and ids.ndim == 1:
+            return table.lookup(ids)
+        if weights is None:
+            return table.pooled(ids, combiner)
         assert isinstance(combiner, str)
-        return combine_weighted(lists, parallel_weights(lists, column(batch, name), c.name, name), combiner)
+        lists = as_ragged(table.vectors(ids))
+        return combine_weighted(lists, parallel_weights(lists, column(batch, weights), c.name, weights), combiner)
 
     def _of(self, c: ColumnSchema) -> EmbeddingTable:
         return self._table(table_name(c))

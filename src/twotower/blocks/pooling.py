@@ -146,17 +146,23 @@ def _sum(vectors: Ragged) -> Combined:
 
 
 def _mean(vectors: Ragged) -> Combined:
-    return _sum(vectors) / vectors.lengths().clamp(min=1)[:, None]
+    return DIVISORS["mean"](_sum(vectors), vectors.lengths())
 
 
 def _sqrtn(vectors: Ragged) -> Combined:
-    return _sum(vectors) / vectors.lengths().clamp(min=1).sqrt()[:, None]
+    return DIVISORS["sqrtn"](_sum(vectors), vectors.lengths())
 
 
 def _max(vectors: Ragged) -> Combined:
     return _reduce(vectors, "amax")
 
 
+# from a row's sum and its length to what the combiner of that name gives
+DIVISORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "sum": lambda total, length: total,
+    "mean": lambda total, length: total / length.clamp(min=1)[:, None],
+    "sqrtn": lambda total, length: total / length.clamp(min=1).sqrt()[:, None],
+}
 COMBINERS: dict[str, Callable[[Ragged], Tensor]] = {"mean": _mean, "sum": _sum, "sqrtn": _sqrtn, "max": _max}
 
 Size = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -8,10 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from twotower.blocks.initializers import Initializer, initializer, like_the_mean
-from twotower.blocks.pooling import Combiner, as_ragged, check_combiner, combine
+from twotower.blocks.pooling import DIVISORS, Combiner, as_ragged, check_combiner, combine
 from twotower.data.ragged import Ragged
 from twotower.errors import explain_options
 from twotower.schema import ColumnSchema
+
+# precisions in which every device can sum lists while looking them up
+BAGGED = (torch.float32, torch.float64)
 
 
 def infer_embedding_dim(cardinality: int, multiplier: float = 2.0, multiple_of_8: bool = True) -> int:
@@ -92,10 +95,23 @@ class EmbeddingTable(nn.Module):
 
     def forward(self, ids: Tensor | Ragged) -> Tensor | Ragged:
         """(B,) ids give (B, D); lists (B, L) or Ragged are pooled to (B, D), or keep their form without a combiner."""
-        vectors = self.vectors(ids)
-        if self.sequence_combiner is None or (isinstance(vectors, Tensor) and vectors.ndim == 2):
-            return vectors
-        return combine(as_ragged(vectors), self.sequence_combiner)
+        if self.sequence_combiner is None or (isinstance(ids, Tensor) and ids.ndim == 1):
+            return self.vectors(ids)
+        return self.pooled(ids, self.sequence_combiner)
+
+    def pooled(self, ids: Tensor | Ragged, combiner: Combiner) -> Tensor:
+        """Lists of ids, (B, L) or Ragged, to (B, D)."""
+        if not (isinstance(combiner, str) and combiner in DIVISORS and self.weight.dtype in BAGGED):
+            return combine(as_ragged(self.vectors(ids)), combiner)
+        lists = ids if isinstance(ids, Ragged) else as_ragged(ids[:, :, None])
+        values = lists.values.reshape(-1)
+        self._check(values)
+        # a sum over each list that never holds the vectors of all its elements
+        if self.row_gradients and torch.is_grad_enabled():
+            total = _RowBag.apply(self.weight, values, lists.offsets)  # type: ignore[no-untyped-call]
+        else:
+            total = F.embedding_bag(values, self.weight, lists.offsets, mode="sum", include_last_offset=True)
+        return DIVISORS[combiner](total, lists.lengths())
 
     def vectors(self, ids: Tensor | Ragged) -> Tensor | Ragged:
         """The vectors of ids in the form of the ids, not pooled."""
@@ -107,11 +123,9 @@ class EmbeddingTable(nn.Module):
             if self.row_gradients and torch.is_grad_enabled():
                 return _RowLookup.apply(self.weight, ids)  # type: ignore[no-untyped-call, no-any-return]
             return F.embedding(ids, self.weight)
-        except IndexError as error:
-            raise ValueError(
-                f"table {self.name!r} holds ids 0 to {self.input_dim - 1}, but was asked for ids from {int(ids.min())} "
-                f"to {int(ids.max())}. Encode the column with the Preprocessor that made the schema."
-            ) from error
+        except IndexError:
+            self._check(ids)
+            raise
 
     def regularization(self, ids: Tensor | Ragged) -> Tensor:
         """factor * sum of squares of the vectors looked up, after pooling: a scalar."""
@@ -148,6 +162,16 @@ class EmbeddingTable(nn.Module):
             rows = like_the_mean(known if len(known) else self.weight, number)
             self.weight = nn.Parameter(torch.cat([self.weight, rows]), requires_grad=self.weight.requires_grad)
 
+    def _check(self, ids: Tensor) -> None:
+        if ids.device.type != "cpu" or not ids.numel():  # elsewhere the look would wait for the device
+            return
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= self.input_dim:
+            raise ValueError(
+                f"table {self.name!r} holds ids 0 to {self.input_dim - 1}, but was asked for ids from {low} "
+                f"to {high}. Encode the column with the Preprocessor that made the schema."
+            )
+
     def _checked(self, weights: object) -> Tensor:
         assert isinstance(weights, Tensor)
         if weights.shape != self.weight.shape:
@@ -175,6 +199,28 @@ class _RowLookup(torch.autograd.Function):
             values = values.new_zeros(len(ids), values.shape[1]).index_add_(0, place, values)
         rows = torch.sparse_coo_tensor(ids[None], values, ctx.size, is_coalesced=True, check_invariants=False)
         return rows, None
+
+
+class _RowBag(torch.autograd.Function):
+    """The sums of looked up lists, whose gradient is sparse, with each row in it once."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(ids, offsets)
+        ctx.size = weight.shape
+        return F.embedding_bag(ids, weight, offsets, mode="sum", include_last_offset=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        ids, offsets = ctx.saved_tensors
+        ordered, order = ids.sort(stable=True)
+        distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
+        # each id gets the gradients of the lists that it stands in: a bag of rows once more
+        lists = Ragged(ids, offsets).row_of_value()[order]
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        values = F.embedding_bag(lists, gradient.contiguous(), starts, mode="sum", include_last_offset=True)
+        rows = torch.sparse_coo_tensor(distinct[None], values, ctx.size, is_coalesced=True, check_invariants=False)
+        return rows, None, None
 
 
 def table_name(column_schema: ColumnSchema) -> str:
