@@ -100,3 +100,24 @@ def test_a_damaged_bundle_is_refused_by_name(name: str, harm: str, retriever: tt
         tt.Retriever.load(tmp_path / "bundle")
     with pytest.raises(ValueError, match="no bundle at"):
         tt.Retriever.load(tmp_path)
+
+
+def test_one_query_needs_no_list(retriever: tt.Retriever) -> None:
+    assert retriever.recommend({"user_id": "u3"}, k=4).equals(retriever.recommend([{"user_id": "u3"}], k=4))
+
+
+def test_codes_of_another_preprocessor_are_refused(retriever: tt.Retriever) -> None:
+    """Of one size, so that nothing else would tell."""
+    model, own = retriever.bundle.model, retriever.bundle.preprocessor
+    turned = EVENTS.with_columns(
+        user_id=pl.lit("u") + (6 - pl.col("user_id").str.slice(1).cast(pl.Int64)).cast(pl.String)
+    )
+    turned = pl.concat([turned, turned.filter(pl.col("user_id") == "u6")])
+    other = tt.Preprocessor(own.columns).fit(turned, ITEMS)
+    assert other.schema["user_id"].int_domain == own.schema["user_id"].int_domain
+    assert other.vocabulary("user_id").to_list() != own.vocabulary("user_id").to_list()
+    with pytest.raises(ValueError, match="column 'user_id' was trained on other ids than this Preprocessor gives"):
+        tt.Retriever(model, other, ITEMS)
+    grown = own.extend({"user_id": ["newcomer"]})
+    with pytest.raises(ValueError, match="after preprocessor.extend, call model.extend"):
+        tt.Retriever(model, grown, ITEMS)

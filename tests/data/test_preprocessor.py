@@ -344,3 +344,83 @@ def test_save_and_load_of_every_kind(tmp_path) -> None:  # type: ignore[no-untyp
     assert again.schema == made.schema
     assert again.transform(frame).table.equals(made.transform(frame).table)
     assert again.extend(frame).schema == made.extend(frame).schema
+
+
+# ---- a day without events, damage, and declarations that cannot be
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_tables_without_rows(engine: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = every_kind().fit(raw_events(200))
+    nothing = ENGINES[engine](raw_events(1).clear())
+    out = made.transform(nothing)
+    assert out.num_rows == 0
+    assert out.schema == made.schema
+    assert made.transform_to_parquet(nothing, tmp_path / "out").num_rows == 0
+    # and the next day's events take their place
+    assert made.transform_to_parquet(ENGINES[engine](raw_events(5)), tmp_path / "out").num_rows == 5
+    assert made.extend(nothing).schema == made.schema
+
+
+def test_a_file_without_rows(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = every_kind().fit(raw_events(200))
+    raw_events(1).clear().write_parquet(tmp_path / "x.parquet")
+    assert made.transform(tmp_path / "x.parquet").num_rows == 0
+    with pytest.raises(ValueError, match="column 'v' has no rows to learn the width of its vectors from"):
+        tt.Preprocessor({"v": tt.Vector()}).fit(pl.DataFrame({"v": []}, schema={"v": pl.List(pl.Float32)}))
+
+
+def test_a_lazy_frame_is_run_once(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    runs = []
+    frame = raw_events(100).lazy().map_batches(lambda f: runs.append(1) or f, schema=None)  # type: ignore[func-returns-value]
+    tt.Preprocessor({"title": Text(), "other": Text(source="title", ngram_range=(2, 2))}).fit(frame)
+    assert len(runs) == 1
+
+
+def test_damaged_folders_are_named(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    made = fitted()
+    made.save(tmp_path / "p")
+    (tmp_path / "p" / "vocabulary-1.parquet").unlink()
+    with pytest.raises(ValueError, match=r"is damaged: \['vocabulary-1.parquet'\] are missing"):
+        tt.Preprocessor.load(tmp_path / "p")
+    (tmp_path / "p" / "preprocessor.json").write_text("{")
+    with pytest.raises(ValueError, match="preprocessor.json is damaged"):
+        tt.Preprocessor.load(tmp_path / "p")
+
+
+def test_declarations_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="column 'a' must be declared by Categorical"):
+        tt.Preprocessor({"a": Categorical})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="columns 'a' and 'b' have one domain, 'x', but ids up to 4 and 5"):
+        tt.Preprocessor({"a": tt.Hashed(buckets=4, domain="x"), "b": tt.Hashed(buckets=5, domain="x")}).fit(
+            {"a": [1], "b": [1]}
+        )
+    with pytest.raises(ValueError, match="the tables have none of the columns .*'item'"):
+        fitted().extend({"itm": [3]})
+    with pytest.raises(ValueError, match="ids of 'item' must be whole numbers, got Float64"):
+        fitted().inverse("item", [2.5])
+
+
+def test_pretrained_vectors_of_new_ids_and_of_lists(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    column = tt.PretrainedVectors(
+        {"item": ["x", "y"], "vector": [[1.0, 2.0], [3.0, 4.0]]}, id_column="item", source="seen"
+    )
+    made = tt.Preprocessor({"image": column}).fit({"seen": [["x"]]})
+    grown = made.extend(vectors={"image": {"item": ["z", "x"], "vector": [[5.0, 6.0], [9.0, 9.0]]}})
+    seen = {"seen": [["y", "z", "new"], [], ["x"]]}
+    assert made.transform(seen).table["image"].to_pylist() == [[3, 1, 1], [], [2]]
+    assert grown.transform(seen).table["image"].to_pylist() == [[3, 4, 1], [], [2]]
+    # x keeps the vector that it had
+    assert grown.vectors["image"].tolist() == [[0, 0], [0, 0], [1, 2], [3, 4], [5, 6]]
+    assert len(made.vectors["image"]) == 4
+    grown.save(tmp_path / "p")
+    again = tt.Preprocessor.load(tmp_path / "p")
+    assert again.transform(seen).table.equals(grown.transform(seen).table)
+    with pytest.raises(ValueError, match="the table of vectors is not saved with the Preprocessor"):
+        again.fit(seen)
+    with pytest.raises(ValueError, match="2 numbers wide, the new ones 1"):
+        made.extend(vectors={"image": {"item": ["z"], "vector": [[5.0]]}})
+    with pytest.raises(ValueError, match="vectors belong to PretrainedVectors columns. unknown column 'picture'"):
+        made.extend(vectors={"picture": {"item": ["z"], "vector": [[5.0, 1.0]]}})
+    with pytest.raises(ValueError, match="the table of vectors lacks a column. unknown column 'id'"):
+        tt.Preprocessor({"v": tt.PretrainedVectors({"item": [1], "vector": [[1.0]]})}).fit({"id": [1]})

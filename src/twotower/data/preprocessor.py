@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from twotower.data.columns import KINDS, Column
 from twotower.data.columns.base import Known, Learnt
 from twotower.data.columns.values import is_list, on_values
-from twotower.data.columns.vectors import load_vectors, save_vectors
+from twotower.data.columns.vectors import PretrainedVectors, load_vectors, more_vectors, save_vectors
 from twotower.data.columns.vocabulary import Vocabulary
 from twotower.data.dataset import Dataset, Source
 from twotower.data.ragged import Ragged
@@ -55,6 +56,10 @@ class Preprocessor:
         self._known = Known()
         self._learnt: dict[str, Learnt] = {}
         for name, column in self.columns.items():
+            if not isinstance(column, Column):
+                raise ValueError(
+                    f"column {name!r} must be declared by Categorical(...), Numeric(...) or another kind of column, got {column!r}."
+                )
             owner = column.group(name)
             if owner != name and not self._owns_vocabulary(owner, type(column)):
                 owners = [n for n, c in self.columns.items() if self._owns_vocabulary(n, type(column)) and n != name]
@@ -81,18 +86,22 @@ class Preprocessor:
         known, learnt = Known(), dict[str, Learnt]()
         for name in self._owners_first():
             learnt[name] = self.columns[name].learn(name, raw, self.columns, known)
-        self._known, self._learnt = known, learnt
-        self.schema  # noqa: B018  (two columns of one encoded name fail here)
+        _check_domains(Schema([c for column in learnt.values() for c in column.schema()]))
+        self._known, self._learnt = known, {name: learnt[name] for name in self.columns}
         return self
 
-    def extend(self, *tables: Source | object) -> "Preprocessor":
+    def extend(self, *tables: Source | object, vectors: Mapping[str, object] | None = None) -> "Preprocessor":
         """A Preprocessor that knows the new ids of more tables as well; this one stays as it is.
 
         Codes that were given stay: new values follow after the old ones, by falling frequency in these tables, where they must
-        reach `min_count`; `max_size` bounds the whole. Scales, buckets and vectors stay as they are.
+        reach `min_count`; `max_size` bounds the whole. Scales and buckets stay as they are.
+
+        Args:
+            tables: as in fit.
+            vectors: for a PretrainedVectors column, the table that holds the vectors of new ids.
 
         Raises:
-            ValueError: not fitted yet, or columns of other types than before.
+            ValueError: not fitted yet, tables with none of the columns, or columns of other types than before.
 
         Example:
             >>> from twotower import Categorical
@@ -103,10 +112,21 @@ class Preprocessor:
         """
         self._check_fitted()
         raw = [RawTable(table) for table in tables]
+        sources = {source for name, column in self.columns.items() for source in column.reads(name)}
+        if raw and not any(sources & set(table.columns) for table in raw):
+            raise ValueError(
+                f"the tables have none of the columns {sorted(sources)}; they have {[t.columns for t in raw]}."
+            )
         made = Preprocessor(self.columns)
         made._known = Known(dict(self._known.vocabularies), dict(self._known.vectors))
         for name in self._owners_first():
             self.columns[name].extend(name, raw, self.columns, made._known)
+        for name, table in (vectors or {}).items():
+            column = self.columns.get(name)
+            if not isinstance(column, PretrainedVectors):
+                names = [n for n, c in self.columns.items() if isinstance(c, PretrainedVectors)]
+                raise ValueError(f"vectors belong to PretrainedVectors columns. {unknown('column', name, names)}")
+            more_vectors(replace(column, vectors=table), name, made._known)
         made._learnt = {n: c.restore(n, self._learnt[n].state(), made._known) for n, c in self.columns.items()}
         return made
 
@@ -222,11 +242,19 @@ class Preprocessor:
         file = folder / "preprocessor.json"
         if not file.exists():
             raise ValueError(f"no preprocessor at {path}: {file.name} is missing. Give the folder that save() wrote.")
-        text = json.loads(file.read_text())
-        if text["format"] != FORMAT:
+        try:
+            text = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} is damaged: {error}. Save the Preprocessor again.") from error
+        if text.get("format") != FORMAT:
             raise ValueError(
-                f"{file} has format {text['format']}, this version reads {FORMAT}: fit the Preprocessor again."
+                f"{file} has format {text.get('format')}, this version reads {FORMAT}: fit the Preprocessor again."
             )
+        files = [f"vocabulary-{n}.parquet" for n in range(len(text["vocabularies"]))]
+        files += [f"vectors-{n}.npy" for n in range(len(text["vectors"]))]
+        missing = [name for name in files if not (folder / name).exists()]
+        if missing:
+            raise ValueError(f"the preprocessor at {path} is damaged: {missing} are missing. Save it again.")
         loaded = cls({name: _declaration(dict(entry)) for name, entry in text["columns"].items()})
         known = loaded._known
         for number, (name, oov_buckets) in enumerate(text["vocabularies"]):
@@ -252,7 +280,7 @@ class Preprocessor:
     def _encoded(self, table: Source | object) -> Iterator[pl.DataFrame]:
         """The parts of a table, encoded."""
         self._check_fitted()
-        raw = RawTable(self._rows(table) if isinstance(table, Mapping) else table)
+        raw = RawTable(self.rows(table) if isinstance(table, Mapping) else table)
         names = [name for name, column in self.columns.items() if set(column.reads(name)) <= set(raw.columns)]
         if not names:
             wanted = list(dict.fromkeys(s for n, c in self.columns.items() for s in c.reads(n)))
@@ -271,11 +299,28 @@ class Preprocessor:
     def _dataset(self, frame: pl.DataFrame) -> Dataset:
         return Dataset(frame, Schema([c for c in self.schema if c.name in frame.columns]))
 
-    def _rows(self, table: Mapping[str, object]) -> Mapping[str, object]:
-        """A dict of columns; of a dict that is one row, columns of one row."""
+    def rows(self, table: Mapping[str, object]) -> Mapping[str, object]:
+        """A dict of columns as it is; of a dict that is one row, its columns of one row.
+
+        A dict is one row if a value is no list, or if that of a column which holds lists is a list of single values.
+        """
         lists = [s for n, learnt in self._learnt.items() if learnt.lists for s in self.columns[n].reads(n)]
         one = any(not _holds_many(v) for v in table.values()) or any(_one_list(table[s]) for s in lists if s in table)
         return {name: [value] for name, value in table.items()} if one else table
+
+
+def _check_domains(schema: Schema) -> None:
+    """ValueError when two columns of one domain count different ids: they would share an embedding table."""
+    size: dict[str, tuple[str, float]] = {}
+    for column in schema:
+        if column.int_domain is None:
+            continue
+        first, largest = size.setdefault(column.int_domain.name or column.name, (column.name, column.int_domain.max))
+        if largest != column.int_domain.max:
+            raise ValueError(
+                f"columns {first!r} and {column.name!r} have one domain, {column.int_domain.name!r}, but ids up to {largest} and "
+                f"{column.int_domain.max}: give them equal buckets, or domains of their own."
+            )
 
 
 def _holds_many(value: object) -> bool:

@@ -1,6 +1,8 @@
 """RawTable: a table of raw values of any engine, read in parts or asked through Narwhals."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -27,11 +29,15 @@ class RawTable:
     def __init__(self, source: "Source | object") -> None:
         frame = nw.from_native(source, pass_through=True)  # type: ignore[call-overload]
         self._query: nw.LazyFrame[Any] | None = frame if isinstance(frame, nw.LazyFrame) else None
+        self._rows: str | None = None
         self.dataset = Dataset(source) if self._query is None else None  # type: ignore[arg-type]
         self.columns = self._query.collect_schema().names() if self.dataset is None else self.dataset.column_names  # type: ignore[union-attr]
 
     def parts(self, columns: Sequence[str] | None = None) -> Iterator[pl.DataFrame]:
-        """The rows of some columns, or of all, as frames of about 250,000 rows at least (the last may be shorter)."""
+        """The rows of some columns, or of all, as frames of about 250,000 rows at least (the last may be shorter).
+
+        A table without rows gives one frame without rows, so that its types are known.
+        """
         held: list[pl.DataFrame] = []
         for frame in self._frames(list(self.columns if columns is None else columns)):
             held.append(frame)
@@ -46,7 +52,7 @@ class RawTable:
         if self._query is not None:
             return self._query.head(rows).collect(backend="polars").to_native()
         held: list[pl.DataFrame] = []
-        for frame in self._frames(self.columns):
+        for frame in self._frames(list(self.columns)):
             held.append(frame.head(rows - sum(len(part) for part in held)))
             if sum(len(part) for part in held) >= rows:
                 break
@@ -72,31 +78,53 @@ class RawTable:
         """Tables (value, count) that together say how often each value occurs; lists by their elements, nulls not."""
         for query in self.queries([column]):
             values = query.select(nw.col(column).alias("value"))
-            if isinstance(values.collect_schema()["value"], (nw.List, nw.Array)):
+            kind = values.collect_schema()["value"]
+            if isinstance(kind, nw.Array):
+                values = values.select(nw.col("value").cast(nw.List(kind.inner)))
+            if isinstance(kind, (nw.List, nw.Array)):
                 values = values.explode("value")
             counted = values.filter(~nw.col("value").is_null()).group_by("value").agg(nw.len().alias("count"))
             yield counted.collect(backend="polars").to_native().with_columns(pl.col("count").cast(pl.Int64))
 
     def _frames(self, columns: list[str]) -> Iterator[pl.DataFrame]:
+        """The rows in whatever pieces they come; at least one, without rows if there are none, so that the types are known."""
         for name in columns:
             if name not in self.columns:
                 raise ValueError(unknown("column", name, self.columns))
         if self.dataset is not None:
-            yield from self.dataset.frames(columns)
+            yield from _stored(self.dataset, columns)
             return
         assert self._query is not None
+        native = self._query.to_native()
+        if isinstance(native, pl.LazyFrame):
+            yield from _stored(self._written(native), columns)
+            return
         query = self._query.select(*columns)
         native = query.to_native()
-        if not isinstance(native, pl.LazyFrame) and hasattr(native, "__arrow_c_stream__"):
-            reader = pa.RecordBatchReader.from_stream(native)
-            for batch in reader:
-                frame = pl.from_arrow(batch)
-                assert isinstance(frame, pl.DataFrame)
-                yield frame
+        if not hasattr(native, "__arrow_c_stream__"):
+            yield query.collect(backend="polars").to_native()
             return
-        if isinstance(native, pl.LazyFrame):  # a query may give more rows than memory holds
-            with tempfile.TemporaryDirectory() as folder:
-                native.sink_parquet(f"{folder}/rows.parquet", row_group_size=PART_ROWS)
-                yield from Dataset(f"{folder}/rows.parquet").frames(columns)
-            return
-        yield query.collect(backend="polars").to_native()
+        reader = pa.RecordBatchReader.from_stream(native)
+        yield _frame(reader.schema.empty_table())
+        for batch in reader:
+            yield _frame(batch)
+
+    def _written(self, query: pl.LazyFrame) -> Dataset:
+        """The rows of a query in a temporary file, written once: it may give more rows than memory holds."""
+        if self._rows is None:
+            folder = tempfile.mkdtemp()
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._rows = f"{folder}/rows.parquet"
+            query.sink_parquet(self._rows, row_group_size=PART_ROWS)
+        return Dataset(self._rows)
+
+
+def _stored(dataset: Dataset, columns: list[str]) -> Iterator[pl.DataFrame]:
+    yield _frame(pa.schema([dataset.arrow_schema.field(name) for name in columns]).empty_table())
+    yield from dataset.frames(columns)
+
+
+def _frame(table: pa.Table | pa.RecordBatch) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -15,6 +15,7 @@ from twotower.encoder import embed
 from twotower.files import PathLike
 from twotower.indexes.exact import ExactIndex
 from twotower.models.base import RetrievalModelV2
+from twotower.schema import Schema
 
 RawId = int | str
 
@@ -41,11 +42,13 @@ class Retriever:
         taken = [name for name in ("query", "rank", "score") if name in raw.columns]
         if taken:
             raise ValueError(f"items has columns named {taken}, as the results have; rename them.")
+        _check_of_one_mind(model.input_schema, preprocessor.schema)
         # a copy: vectors and towers must stay of one mind if the model is trained on
         mine = copy.deepcopy(model).cpu().eval()
         self._use(Bundle(mine, preprocessor, raw, embed(mine.candidate, preprocessor.transform(raw))))
 
     def _use(self, bundle: Bundle) -> None:
+        _check_of_one_mind(bundle.model.input_schema, bundle.preprocessor.schema)
         self.bundle = bundle
         self._id = bundle.model.candidate_id.name
         self._index = ExactIndex(bundle.vectors)
@@ -72,7 +75,7 @@ class Retriever:
         """The best k items for every query.
 
         Args:
-            queries: a list of dicts, or a table, with the query tower's raw columns. An id that training did not know
+            queries: a dict, a list of dicts, or a table, with the query tower's raw columns. An id that training did not know
                 counts as unknown.
             k: how many items.
             exclude: for every query, the raw ids not to recommend, such as those already seen. Ids that are no item
@@ -85,7 +88,7 @@ class Retriever:
         Raises:
             ValueError: a column of the query tower is missing, or `exclude` has another length than `queries`.
         """
-        frame = _frame(queries)
+        frame = _frame(self.bundle.preprocessor.rows(queries) if isinstance(queries, Mapping) else queries)
         needed = self.bundle.preprocessor.raw_columns(self.bundle.model.query.schema.column_names)
         missing = [name for name in needed if name not in frame.columns]
         if missing or not len(frame):
@@ -128,6 +131,20 @@ class Retriever:
         )
         items = self.bundle.items[places.reshape(-1).numpy()]
         return pl.concat([ranked, items], how="horizontal").filter(pl.col("score").is_finite())
+
+
+def _check_of_one_mind(model: Schema, preprocessor: Schema) -> None:
+    """ValueError when the model was trained on other codes than the Preprocessor gives."""
+    for column in model:
+        if column.name not in preprocessor:
+            continue
+        given = preprocessor[column.name]
+        trained, now = ((c.int_domain, c.properties.get("vocabulary")) for c in (column, given))
+        if trained != now and trained[1] is not None:
+            raise ValueError(
+                f"column {column.name!r} was trained on other ids than this Preprocessor gives ({trained} against {now}). Give the "
+                "Preprocessor of the training data; after preprocessor.extend, call model.extend(preprocessor.schema) first."
+            )
 
 
 def _frame(queries: Source | Sequence[Mapping[str, object]]) -> pl.DataFrame:

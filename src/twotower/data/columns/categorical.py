@@ -1,6 +1,6 @@
 """Categorical: ids, names, categories, and lists of them, by a vocabulary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,18 +94,23 @@ def check_counts(**counts: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
-def _counted(tables: Sequence[RawTable], columns: Sequence[tuple[str, str | None]], name: str) -> list[pl.DataFrame]:
+def _counted(
+    tables: Sequence[RawTable], columns: Sequence[tuple[str, str | None]], name: str
+) -> Iterator[pl.DataFrame]:
     """Tables (value, count) of the columns' values in all tables, or in those that hold another column too."""
-    parts: list[pl.DataFrame] = []
+    kinds: set[str] = set()
     for column, beside in dict.fromkeys(columns):
         for table in holding(tables, [column] if beside is None else [column, beside]):
-            parts += [c.with_columns(plain(c["value"], column, "Categorical")) for c in table.counts(column) if len(c)]
-    kinds = sorted({str(part["value"].dtype) for part in parts})
-    if len(kinds) > 1:
-        raise ValueError(
-            f"the vocabulary of {name!r} would mix {' and '.join(kinds)}; make the columns one type first."
-        )
-    return parts
+            for counts in table.counts(column):
+                if not len(counts):
+                    continue
+                typed = counts.with_columns(plain(counts["value"], column, "Categorical"))
+                kinds.add(str(typed["value"].dtype))
+                if len(kinds) > 1:
+                    raise ValueError(
+                        f"the vocabulary of {name!r} would mix {' and '.join(sorted(kinds))}; make the columns one type first."
+                    )
+                yield typed
 
 
 class _Coded(Learnt):
@@ -128,6 +133,8 @@ class _Coded(Learnt):
         return [categorical_schema(self.name, self.column.tags, self.vocabulary, self.lists)]
 
     def inverse(self, codes: pl.Series) -> pl.Series:
+        if not (codes.dtype.is_integer() or codes.dtype == pl.Null):
+            raise ValueError(f"ids of {self.name!r} must be whole numbers, got {codes.dtype}.")
         return self.vocabulary.decode(codes)
 
     def state(self) -> Json:
@@ -159,6 +166,7 @@ def categorical_schema(name: str, tags: Tagged, vocabulary: Vocabulary, listed: 
     properties = {
         "domain": {"min": 0, "max": vocabulary.largest_id, "name": vocabulary.name},
         "unknown_id": vocabulary.oov_buckets,
+        "vocabulary": vocabulary.fingerprint,
     }
     return id_schema(name, tags, listed, properties)
 

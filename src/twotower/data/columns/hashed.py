@@ -12,8 +12,6 @@ from twotower.data.columns.values import buckets_of, element_type, is_list, on_v
 from twotower.data.raw import RawTable
 from twotower.schema import ColumnSchema
 
-SEPARATOR = "\x1f"  # between the values of crossed columns; texts do not hold it
-
 
 @dataclass(frozen=True)
 class Hashed(Column):
@@ -43,6 +41,8 @@ class Hashed(Column):
     def __post_init__(self) -> None:
         keep_tags(self)
         check_counts(buckets=self.buckets)
+        if isinstance(self.source, list):
+            object.__setattr__(self, "source", tuple(self.source))
 
     def reads(self, name: str) -> tuple[str, ...]:
         return self.source if isinstance(self.source, tuple) else (self.source or name,)
@@ -74,9 +74,7 @@ class _Bucketed(Learnt):
     def encode(self, raw: pl.DataFrame) -> list[pl.Series]:
         sources, buckets = self.column.reads(self.name), self.column.buckets
         if len(sources) > 1:
-            texts = [plain(raw[s], s, "Hashed").cast(pl.String) for s in sources]
-            crossed = pl.select(pl.concat_str(texts, separator=SEPARATOR)).to_series()
-            return [hashed_ids(crossed, buckets).alias(self.name)]
+            return [hashed_ids(_crossed(raw, sources), buckets).alias(self.name)]
         source, values = sources[0], raw[sources[0]]
         if element_type(values) == pl.Null:
             values = values.cast(pl.List(pl.String) if self.lists else pl.String)
@@ -94,6 +92,16 @@ class _Bucketed(Learnt):
 
     def state(self) -> Json:
         return {"lists": self.lists}
+
+
+def _crossed(raw: pl.DataFrame, columns: Sequence[str]) -> pl.Series:
+    """Each row's values as one text, every value with its length before it, so that no two combinations are alike."""
+    texts = []
+    for column in columns:
+        values = raw[column].cast(pl.String) if raw[column].dtype == pl.Null else raw[column]
+        text = plain(values, column, "Hashed").cast(pl.String)
+        texts += [text.str.len_bytes().cast(pl.String), text]
+    return pl.select(pl.concat_str(texts, separator=":")).to_series()
 
 
 def hashed_ids(values: pl.Series, buckets: int) -> pl.Series:

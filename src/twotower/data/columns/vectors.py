@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from twotower.data.columns.categorical import coded
 from twotower.data.columns.values import plain
 from twotower.data.columns.vocabulary import Vocabulary
 from twotower.data.raw import RawTable
+from twotower.errors import unknown
 from twotower.files import PathLike
 from twotower.schema import ColumnSchema, Tags
 from twotower.tags import several_tags
@@ -47,7 +49,10 @@ class Vector(Column):
 
     def learn(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> Learnt:
         source = self.reads(name)[0]
-        first = next(part[source] for table in holding(tables, [source]) for part in table.parts([source]) if len(part))
+        parts = (part[source] for table in holding(tables, [source]) for part in table.parts([source]))
+        first = next((part for part in parts if len(part)), None)
+        if first is None:
+            raise ValueError(f"column {name!r} has no rows to learn the width of its vectors from.")
         return _Inline(name, self, matrix(first.head(1), source).shape[1])
 
     def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
@@ -90,10 +95,10 @@ class PretrainedVectors(Column):
 
     Args:
         vectors: the table: a Parquet path, folder or glob, or a dict of columns such as {"item_id": ids, "vector": (N, W)
-            array}. It may have more ids than the data.
+            array}. It may have more ids than the data. `Preprocessor.extend(vectors=...)` adds those of new ids.
         tags: what the column means; `Tags.EMBEDDING` is added.
         id_column, vector_column: the table's columns.
-        source: the raw column of ids to look up; by default `id_column`.
+        source: the raw column of ids, or of lists of them, to look up; by default `id_column`.
 
     Raises:
         ValueError: a table with missing or repeated ids, vectors of different widths, or numbers that are not finite.
@@ -116,15 +121,16 @@ class PretrainedVectors(Column):
         return name
 
     def learn(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> Learnt:
-        ids, known.vectors[name] = mapped(self._parts(), name)
+        ids, known.vectors[name] = mapped(self.parts(), name)
         known.vocabularies[name] = Vocabulary(name, ids)
-        return _Looked(name, self, known)
+        source = self.reads(name)[0]
+        return _Looked(name, self, known, any(t.is_list(source) for t in holding(tables, [source])))
 
     def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
         return None
 
     def restore(self, name: str, state: Json, known: Known) -> Learnt:
-        return _Looked(name, self, known)
+        return _Looked(name, self, known, state["lists"])
 
     def to_json(self) -> Json:
         """The declaration, without the table: its ids and vectors are saved beside."""
@@ -136,8 +142,21 @@ class PretrainedVectors(Column):
         }
         return {"kind": self.kind, "vectors": None} | own
 
-    def _parts(self) -> Iterator[tuple[pl.Series, np.ndarray]]:
+    def parts(self) -> Iterator[tuple[pl.Series, np.ndarray]]:
+        """The table's ids and vectors, part by part.
+
+        Raises:
+            ValueError: no table, as after loading, or one without these columns.
+        """
         table = self.vectors
+        if table is None:
+            raise ValueError(
+                "the table of vectors is not saved with the Preprocessor; declare PretrainedVectors with it to fit."
+            )
+        if isinstance(table, Mapping):
+            for column in (self.id_column, self.vector_column):
+                if column not in table:
+                    raise ValueError(f"the table of vectors lacks a column. {unknown('column', column, table)}")
         if isinstance(table, Mapping) and isinstance(table.get(self.vector_column), np.ndarray):
             ids = pl.Series(table[self.id_column])
             vectors = table[self.vector_column]
@@ -156,26 +175,35 @@ PART = 100_000
 
 
 class _Looked(Learnt):
-    def __init__(self, name: str, column: PretrainedVectors, known: Known) -> None:
-        super().__init__(name, lists=False)
+    def __init__(self, name: str, column: PretrainedVectors, known: Known, lists: bool) -> None:
+        super().__init__(name, lists)
         self.column = column
         self.known = known
 
     def encode(self, raw: pl.DataFrame) -> list[pl.Series]:
         (source,) = self.column.reads(self.name)
         vocabulary = self.known.vocabularies[self.name]
-        return [coded(raw[source], source, vocabulary, False, "PretrainedVectors").alias(self.name)]
+        return [coded(raw[source], source, vocabulary, self.lists, "PretrainedVectors").alias(self.name)]
 
     def schema(self) -> list[ColumnSchema]:
-        domain = {"min": 0, "max": self.known.vocabularies[self.name].largest_id, "name": self.name}
+        vocabulary = self.known.vocabularies[self.name]
+        properties = {
+            "domain": {"min": 0, "max": vocabulary.largest_id, "name": self.name},
+            "unknown_id": 1,
+            "vocabulary": vocabulary.fingerprint,
+        }
         tags = (*several_tags(self.column.tags), Tags.EMBEDDING)
-        return [ColumnSchema(self.name, tags, dtype="int64", properties={"domain": domain, "unknown_id": 1})]
+        return [
+            ColumnSchema(
+                self.name, tags, dtype="int64", is_list=self.lists, is_ragged=self.lists, properties=properties
+            )
+        ]
 
     def inverse(self, codes: pl.Series) -> pl.Series:
         return self.known.vocabularies[self.name].decode(codes)
 
     def state(self) -> Json:
-        return {}
+        return {"lists": self.lists}
 
 
 def matrix(raw: pl.Series, name: str, width: int | None = None) -> np.ndarray:
@@ -198,6 +226,25 @@ def matrix(raw: pl.Series, name: str, width: int | None = None) -> np.ndarray:
     if not np.isfinite(made).all():
         raise ValueError(f"column {name!r} has vectors with missing or infinite numbers. Repair them first.")
     return made
+
+
+def more_vectors(column: PretrainedVectors, name: str, known: Known) -> None:
+    """Add the ids and vectors of the column's table to `known`, after those that it holds; ids that it holds keep theirs.
+
+    Raises:
+        ValueError: vectors of another width, or as for a first table.
+    """
+    held, vectors = known.vocabularies[name], known.vectors[name]
+    ids, more = mapped(column.parts(), name)
+    if more.shape[1] != vectors.shape[1]:
+        raise ValueError(f"the vectors of {name!r} are {vectors.shape[1]} numbers wide, the new ones {more.shape[1]}.")
+    if ids.dtype != held.values.dtype:
+        raise ValueError(f"the ids of {name!r} are {held.values.dtype}, but {ids.dtype} in the new table.")
+    new = (~ids.is_in(held.values.implode())).arg_true()
+    old = ((held.values[n : n + PART], vectors[n + 2 : n + 2 + PART]) for n in range(0, len(held.values), PART))
+    added = ((ids.gather(new[n : n + PART]), more[new[n : n + PART].to_numpy() + 2]) for n in range(0, len(new), PART))
+    joined, known.vectors[name] = mapped(chain(old, added), name)
+    known.vocabularies[name] = Vocabulary(name, joined)
 
 
 def mapped(parts: Iterator[tuple[pl.Series, np.ndarray]], name: str) -> tuple[pl.Series, np.ndarray]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 import polars as pl
@@ -40,6 +41,12 @@ class Vocabulary:
     def largest_id(self) -> int:
         """The largest id that `encode` can give."""
         return self.first + len(self.values) - 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that another list of values, or another order of them, does not have."""
+        text = f"{self.oov_buckets}\0{self.values.dtype}\0" + "\0".join(map(str, self.values))
+        return sha256(text.encode()).hexdigest()[:16]
 
     def encode(self, values: pl.Series) -> pl.Series:
         """(n,) Int64 ids of flat values of the vocabulary's type."""
