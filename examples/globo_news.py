@@ -7,6 +7,18 @@ Every night the vocabularies take in the day's new articles and users (`Preproce
 the next day, and compared with the model that was left as it was after the first day, and with the most clicked articles of
 the last hours, which are hard to beat where everybody reads the same news.
 
+25 November 2026, twotower 0.1.0, one thread, two minutes; 1,538,528 clicks of eight days, one seed; mean of the six mornings
+after the second and later nights, the clicks of two hours each:
+
+                           Recall@20   Recall@100   NDCG@20
+    refreshed                   .688         .883      .371
+    left since day 1            .001         .013      .000
+    popular, last two hours     .661         .860      .333
+
+How times are told was chosen on the second morning, which is among them (the other five were not looked at): an hour of the day
+as a category ties the articles of yesterday's small hours to tomorrow's, and finds .03 instead of .7; hours since the day began
+go on where training ended. A night takes 6 to 20 seconds.
+
 The data is Globo.com's "News Portal User Interactions" on Kaggle (G. de Souza P. Moreira, D. Jannach, A. M. da Cunha, IEEE
 Access 2019), as Parquet; it is for research and cannot be shipped with the library.
 """

@@ -7,6 +7,17 @@ film's id, genres, year and title. Both read one table of films. Each person's l
 validation; all films are ranked, less those rated before. The same towers with the mean of the history instead of the
 transformer, popularity and item-kNN stand beside it.
 
+25 November 2026, twotower 0.1.0, one thread of a busy machine, 20 minutes, seed 0; 6,040 people, 3,416 films:
+
+                           Recall@10   NDCG@10
+    transformer                 .298      .174
+    mean of the history         .104      .052
+    item-kNN                    .069      .035
+    popularity                  .036      .018
+
+The order says most of it: people rated the films that the site put before them, one page after another, so part of what is
+predicted is the site. Ten epochs, one choice of settings, none of them chosen on the test.
+
 MovieLens may not be redistributed: get it from https://grouplens.org/datasets/movielens/ (F. M. Harper and J. A. Konstan, ACM
 TiiS 5(4), 2015). A folder with the official ml-1m files (.dat) does as well as one with Parquet.
 """
