@@ -15,7 +15,7 @@ after the second and later nights, the clicks of two hours each:
     left since day 1            .001         .013      .000
     popular, last two hours     .661         .860      .333
 
-How times are told was chosen on the second morning, which is among them (the other five were not looked at): an hour of the day
+How times are told was chosen on the second morning, which is among them (the others were not used to choose): an hour of the day
 as a category ties the articles of yesterday's small hours to tomorrow's, and finds .03 instead of .7; hours since the day began
 go on where training ended. A night takes 6 to 20 seconds.
 
