@@ -199,8 +199,23 @@ def test_foreign_and_damaged_files_are_named(folder: Path) -> None:
     whole = bytearray((folder / "a.parquet").read_bytes())
     whole[4:400] = bytes(396)  # data pages of the first row group; the footer is whole
     (folder / "c.parquet").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"c\.parquet, row group 0: the file is damaged"):
-        list(tt.Loader(tt.Dataset(folder / "c.parquet"), 10, in_memory=False))
+    for in_memory in (False, True):
+        with pytest.raises(ValueError, match=r"c\.parquet, row group 0, column 'n': the file is damaged"):
+            list(tt.Loader(tt.Dataset(folder / "c.parquet"), 10, in_memory=in_memory))
+    second = pq.ParquetFile(folder / "a.parquet").metadata.row_group(1).column(1)  # "half"
+    whole = bytearray((folder / "a.parquet").read_bytes())
+    start = second.dictionary_page_offset or second.data_page_offset
+    whole[start : start + second.total_compressed_size] = bytes(second.total_compressed_size)
+    (folder / "c.parquet").write_bytes(whole)
+    data = tt.Dataset(folder / "c.parquet")
+    for read in (
+        lambda: data.table,
+        lambda: data.select(["n", "half"]),
+        lambda: list(data.frames(["half"])),
+        data.batch,
+    ):
+        with pytest.raises(ValueError, match=r"c\.parquet, row group 1, column 'half': the file is damaged"):
+            read()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +234,7 @@ def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]
         tt.Dataset(tmp_path)
 
 
+@pytest.mark.parametrize("in_memory", [False, None])
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -226,8 +242,18 @@ def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]
         ([1, 2, 3, 40], r"a\.parquet, row group 1: column 'i' holds ids from 3 to 40, but its domain is 0 to 9"),
     ],
 )
-def test_bad_values_are_named_with_their_row_group(tmp_path: Path, values: list[int | None], expected: str) -> None:
+def test_bad_values_are_named_with_their_row_group(
+    tmp_path: Path, values: list[int | None], expected: str, in_memory: bool | None
+) -> None:
     pq.write_table(pa.table({"i": values}), tmp_path / "a.parquet", row_group_size=2)
     data = tt.Dataset(tmp_path / "a.parquet", tt.Schema([id_column("i", tt.Tags.ITEM_ID, 9)]))
     with pytest.raises(ValueError, match=expected):
-        list(tt.Loader(data, 2, shuffle=False, in_memory=False))
+        list(tt.Loader(data, 2, shuffle=False, in_memory=in_memory))
+
+
+def test_a_file_without_rows_is_a_dataset_without_rows(tmp_path: Path) -> None:
+    pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("i", pa.int64()), ("x", pa.float32())])).close()
+    data = tt.Dataset(tmp_path)
+    assert data.table.num_rows == 0
+    assert data.batch()["i"].tolist() == []
+    assert data.select(["x"]).table.schema.names == ["x"]

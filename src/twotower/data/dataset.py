@@ -129,7 +129,9 @@ class Dataset:
         for name in wanted.column_names:
             if name not in self.column_names:
                 raise ValueError(f"the data lacks a column. {unknown('column', name, self.column_names)}")
-        return to_batch(self._columns(wanted.column_names), wanted)
+        if self._table is not None:
+            return to_batch(self._table.select(wanted.column_names), wanted)
+        return self._stored().batch_of(self._stored().groups, wanted)
 
     def to_polars(self) -> pl.DataFrame:
         """A Polars frame over the same memory."""

@@ -71,23 +71,44 @@ class ParquetFiles:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of some columns, or of all."""
-        self._known(columns)
-        tables = [self._guarded(path, None, lambda f: f.read(columns)) for path in self.paths]
-        return pa.concat_tables(tables)
+        names = self.schema.names if columns is None else columns
+        return self._joined([self.read_group(group, names) for group in self.groups], names)
 
     def read_group(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
-        """The rows of one row group."""
+        """The rows of one row group, the columns in this order."""
         self._known(columns)
-        return self._guarded(group.path, group.number, lambda f: f.read_row_group(group.number, columns))
+        try:
+            return self._rows(group, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{group.path}, row group {group.number}{self._damaged(group, columns)}: the file is damaged, or changed since it "
+                f"was opened: {error}. Write it anew."
+            ) from error
 
-    def batch_of(self, groups: Sequence[RowGroup], schema: Schema) -> Batch:
-        """The rows of some row groups as narrow tensors (see `to_batch`)."""
+    def batch_of(self, groups: Sequence[RowGroup], schema: Schema, narrow: bool = False) -> Batch:
+        """The rows of some row groups as tensors; `narrow` as in `to_batch`."""
         tables = [self.read_group(group, schema.column_names) for group in groups]
         try:
-            return to_batch(pa.concat_tables(tables), schema, narrow=True)
+            return to_batch(self._joined(tables, schema.column_names), schema, narrow)
         except ValueError as error:
             self._blame(groups, tables, schema)
             raise error
+
+    def _joined(self, tables: Sequence[pa.Table], columns: Sequence[str]) -> pa.Table:
+        # a file without rows may have no row group
+        return pa.concat_tables(tables) if tables else self.schema.empty_table().select(list(columns))
+
+    def _rows(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        return self._file(group.path).read_row_group(group.number, list(columns)).select(list(columns))
+
+    def _damaged(self, group: RowGroup, columns: Sequence[str]) -> str:
+        """The first column that cannot be read, as a part of an error."""
+        for name in columns:
+            try:
+                self._rows(group, [name])
+            except (pa.ArrowException, OSError):
+                return f", column {name!r}"
+        return ""
 
     def _blame(self, groups: Sequence[RowGroup], tables: Sequence[pa.Table], schema: Schema) -> None:
         """The same error with the name of the first row group that has it."""
@@ -112,13 +133,6 @@ class ParquetFiles:
                     f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
                 ) from error
         return self._open[path]
-
-    def _guarded(self, path: str, number: int | None, read: Any) -> pa.Table:
-        try:
-            return read(self._file(path))
-        except (pa.ArrowException, OSError) as error:
-            where = path if number is None else f"{path}, row group {number}"
-            raise ValueError(f"{where}: the file is damaged, or changed since it was opened: {error}.") from error
 
     def _check(self, path: str, schema: pa.Schema) -> None:
         if self.schema is None:
