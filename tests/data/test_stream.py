@@ -1,5 +1,6 @@
 """Streams of row groups against the table they are made of."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -257,3 +258,25 @@ def test_a_file_without_rows_is_a_dataset_without_rows(tmp_path: Path) -> None:
     assert data.table.num_rows == 0
     assert data.batch()["i"].tolist() == []
     assert data.select(["x"]).table.schema.names == ["x"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_more_files_than_may_be_open(tmp_path: Path, in_memory: bool) -> None:
+    for n in range(300):
+        pq.write_table(pa.table({"n": [2 * n, 2 * n + 1]}), tmp_path / f"{n:03}.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        loader = tt.Loader(tt.Dataset(tmp_path), 32, in_memory=in_memory, buffer_rows=50)
+        assert sorted(numbers(list(loader))) == list(range(600))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_file_written_anew_is_not_taken_for_the_first(tmp_path: Path) -> None:
+    for n in range(20):
+        pq.write_table(pa.table({"n": [n]}), tmp_path / f"{n:02}.parquet")
+    data = tt.Dataset(tmp_path)
+    pq.write_table(pa.table({"n": [99]}), tmp_path / "00.parquet")  # its handle was given up for the twenty's last
+    with pytest.raises(ValueError, match=r"00\.parquet was written anew since it was opened. Make the Dataset again"):
+        data.batch()

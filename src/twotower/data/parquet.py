@@ -16,6 +16,9 @@ from twotower.errors import unknown
 from twotower.files import PathLike
 from twotower.schema import Schema
 
+# handles that one set of files keeps open: those of more files are opened again
+OPEN_FILES = 16
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -49,6 +52,7 @@ class ParquetFiles:
         self.groups: list[RowGroup] = []
         self.schema: pa.Schema = None
         self._open: dict[str, Any] = {}
+        self._footers: dict[str, Any] = {}
         for path in self.paths:
             footer = self._file(path)
             self._check(path, footer.schema_arrow)
@@ -124,15 +128,26 @@ class ParquetFiles:
                 raise ValueError(f"{self.paths[0]}: {unknown('column', name, self.schema.names)}")
 
     def _file(self, path: str) -> Any:
-        if path not in self._open:
-            try:
-                source = fsspec.open(path, "rb").open() if "://" in path else path
-                self._open[path] = pq.ParquetFile(source)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(
-                    f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
-                ) from error
-        return self._open[path]
+        file = self._open.get(path)
+        if file is None:
+            file = self._opened(path)
+            if len(self._open) >= OPEN_FILES:
+                # only forgotten, not closed: a reading thread may be at work on it
+                self._open.pop(next(iter(self._open)), None)
+            self._open[path] = file
+        return file
+
+    def _opened(self, path: str) -> Any:
+        try:
+            source = fsspec.open(path, "rb").open() if "://" in path else path
+            file = pq.ParquetFile(source)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
+            ) from error
+        if not file.metadata.equals(self._footers.setdefault(path, file.metadata)):
+            raise ValueError(f"{path} was written anew since it was opened. Make the Dataset again.")
+        return file
 
     def _check(self, path: str, schema: pa.Schema) -> None:
         if self.schema is None:
