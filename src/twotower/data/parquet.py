@@ -34,11 +34,11 @@ class RowGroup:
     path: str
     number: int
     rows: int
-    values: tuple[int, ...]
+    values: dict[str, int]
 
 
 class ParquetFiles:
-    """Some files with the same columns; opening reads their footers alone.
+    """Some files with the same columns, in any order; opening reads their footers alone.
 
     Args:
         paths: files, or URLs that fsspec knows, such as "s3://bucket/part.parquet".
@@ -59,9 +59,11 @@ class ParquetFiles:
             self.schema = footer.schema_arrow if self.schema is None else self.schema
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
-                values = tuple(group.column(n).num_values for n in range(group.num_columns))
+                values: dict[str, int] = {}
+                for leaf in (group.column(n) for n in range(group.num_columns)):
+                    name = leaf.path_in_schema.split(".")[0]
+                    values[name] = values.get(name, 0) + leaf.num_values
                 self.groups.append(RowGroup(path, number, group.num_rows, values))
-        self._leaf_columns = [footer.schema.column(n).path.split(".")[0] for n in range(len(footer.schema))]
 
     @property
     def num_rows(self) -> int:
@@ -70,8 +72,7 @@ class ParquetFiles:
 
     def size_in_memory(self, columns: Sequence[str]) -> int:
         """Bytes that some columns take as tensors, eight for each value at most."""
-        chosen = [n for n, name in enumerate(self._leaf_columns) if name in columns]
-        return 8 * sum(group.values[n] for group in self.groups for n in chosen)
+        return 8 * sum(group.values.get(name, 0) for group in self.groups for name in columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of some columns, or of all."""
@@ -161,25 +162,50 @@ class ParquetFiles:
                     f"{path}: column {name!r} is {found[name]}, but {expected[name]} in {self.paths[0]}. Write all files with one "
                     "type for each column."
                 )
-        if list(found) != list(expected):
-            more = [name for name in found if name not in expected]
-            what = f"has the columns {more} more than" if more else "has its columns in another order than"
-            raise ValueError(f"{path} {what} {self.paths[0]}.")
+        more = [name for name in found if name not in expected]
+        if more:
+            raise ValueError(
+                f"{path} has the columns {more} more than {self.paths[0]}. Write all files with the same columns."
+            )
 
 
 def parquet_files(path: PathLike) -> list[str]:
-    """The Parquet files that a path means: a file, all of a folder, or a glob; of a URL too."""
+    """The Parquet files that a path means: a file, all of a folder and its subfolders, or a glob of either; of a URL too.
+
+    Of a folder these are its *.parquet, sorted, without hidden ones: no name in their path begins with "." or "_". The
+    `key=value` of subfolders are not made columns.
+    """
     text = os.fspath(path)
     if "://" in text:
         found = _remote(text)
     else:
-        found = sorted(glob.glob(os.path.join(text, "*.parquet")) if os.path.isdir(text) else glob.glob(text))
+        found = [file for match in matches(text) for file in (_of_folder(match) if os.path.isdir(match) else [match])]
     if not found:
-        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet, or a glob.")
+        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet in it, or a glob.")
     return found
+
+
+def matches(path: str) -> list[str]:
+    """The files and folders that a local path or glob means."""
+    return [path] if os.path.exists(path) else sorted(glob.glob(path))
+
+
+def _of_folder(folder: str) -> list[str]:
+    files = (os.path.join(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(file for file in files if _is_part(os.path.relpath(file, folder)))
+
+
+def _is_part(inside: str) -> bool:
+    names = inside.replace(os.sep, "/").split("/")
+    return names[-1].endswith(".parquet") and not any(name.startswith((".", "_")) for name in names)
 
 
 def _remote(url: str) -> list[str]:
     files, path = fsspec.core.url_to_fs(url)
-    pattern = f"{path.rstrip('/')}/*.parquet" if files.isdir(path) else path
-    return sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+    found = []
+    for match, what in sorted(files.glob(path.rstrip("/"), detail=True).items()):
+        if what["type"] == "directory":
+            found += sorted(name for name in files.find(match) if _is_part(name[len(match) :].strip("/")))
+        else:
+            found.append(match)
+    return [files.unstrip_protocol(name) for name in found]
