@@ -80,6 +80,31 @@ def test_parquet_keeps_the_schema_beside_the_data(tmp_path) -> None:  # type: ig
     assert [p.name for p in (tmp_path / "train").iterdir() if p.name.startswith(".part")] == []
 
 
+def test_schemas_beside_several_paths_must_agree(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    schema, other = (tt.Schema([id_column("i", Tags.ITEM_ID, largest)]) for largest in (9, 99))
+    for name, stored in (("a1", schema), ("a2", schema), ("b", other)):
+        tt.Dataset({"i": [1, 2]}, stored).to_parquet(tmp_path / "days" / name)
+    days = tmp_path / "days"
+    (days / "bare").mkdir()
+    pq.write_table(pa.table({"i": [3]}), days / "bare" / "x.parquet")
+    for source in (
+        [days / "a1", days / "a2"],
+        days / "a*",
+        [days / "a1" / "part.parquet", days / "a2"],
+        days / "a*" / "*.parquet",
+    ):
+        assert tt.Dataset(source).schema == schema
+        assert tt.Dataset(source).num_rows == 4
+    assert tt.Dataset([days / "bare", days / "a1"]).schema == schema  # one without says nothing against it
+    for source in ([days / "a1", days / "b"], days / "*", days):  # as subfolders too
+        with pytest.raises(
+            ValueError, match=r"schemas stored beside '.*' and '.*' differ. Give the one to read by: schema="
+        ):
+            tt.Dataset(source)
+        assert tt.Dataset(source, other).schema == other
+    assert tt.Dataset([days / "bare"]).schema["i"].int_domain is None
+
+
 def test_unique_rows_by_features() -> None:
     schema = tt.Schema(
         [

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
@@ -12,7 +13,7 @@ import torch
 
 from twotower.data.arrow import to_batch
 from twotower.data.batch import Batch
-from twotower.data.parquet import ParquetFiles, parquet_files
+from twotower.data.parquet import ParquetFiles, matches, parquet_files
 from twotower.errors import unknown
 from twotower.files import PathLike, written_aside
 from twotower.schema import Schema, Tags, schema_from_arrow
@@ -40,7 +41,8 @@ class Dataset:
         source: path or URL of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
             table, a dict of columns, or another Dataset.
         schema: the columns to read as features. Without it: the schema file stored beside the data
-            (`.merlin/schema.json` or `schema.pbtxt`), else names and types alone, without tags or domains.
+            (`.merlin/schema.json` or `schema.pbtxt`; all that lie beside several paths must agree), else names and types
+            alone, without tags or domains.
 
     Raises:
         ValueError: no such file, or the schema names columns that the table lacks.
@@ -52,7 +54,7 @@ class Dataset:
     """
 
     def __init__(self, source: Source, schema: Schema | None = None) -> None:
-        held, stored = _read(source)
+        held, stored = _read(source, schema is None)
         self.files = held if isinstance(held, ParquetFiles) else None
         self._table = held if isinstance(held, pa.Table) else None
         known = stored if schema is None else schema
@@ -191,18 +193,46 @@ def _frame(table: pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _read(source: Source) -> tuple[pa.Table | ParquetFiles, Schema | None]:
+def _read(source: Source, with_schema: bool) -> tuple[pa.Table | ParquetFiles, Schema | None]:
     if isinstance(source, Dataset):
         return source.files if source._table is None else source._table, source.schema
     if isinstance(source, Mapping):
         return pa.table(dict(source)), None
     if isinstance(source, (str, os.PathLike)):
-        return ParquetFiles(parquet_files(source)), find_schema(source)
+        return _read_files([source], with_schema)
     if isinstance(source, Sequence):
-        return ParquetFiles([file for path in source for file in parquet_files(path)]), None
+        return _read_files(source, with_schema)
     if not hasattr(source, "__arrow_c_stream__"):
         raise ValueError(
             f"cannot read a {type(source).__name__} as a table; give a Parquet path, an Arrow, Polars or pandas table, "
             "or a dict of columns."
         )
     return pa.table(source), None
+
+
+def _read_files(paths: Sequence[PathLike], with_schema: bool) -> tuple[ParquetFiles, Schema | None]:
+    files = {os.fspath(path): parquet_files(path) for path in paths}
+    stored = _stored_schema(files) if with_schema else None
+    return ParquetFiles([file for found in files.values() for file in found]), stored
+
+
+def _stored_schema(files: Mapping[str, Sequence[str]]) -> Schema | None:
+    """The one schema that lies beside some local paths, or else beside their files."""
+    find = cache(find_schema)  # many files lie in one folder
+    found: dict[str, Schema] = {}
+    for path, own in files.items():
+        if "://" in path:
+            continue
+        folders = (place if os.path.isdir(place) else os.path.dirname(place) for place in matches(path))
+        beside = [(folder, find(folder or ".")) for folder in dict.fromkeys(folders)]
+        if all(schema is None for _, schema in beside):
+            beside = [(folder, find(folder or ".")) for folder in dict.fromkeys(map(os.path.dirname, own))]
+        found |= {folder: schema for folder, schema in beside if schema is not None}
+    first = next(iter(found), "")
+    for folder, schema in found.items():
+        if schema != found[first]:
+            raise ValueError(
+                f"the schemas stored beside {first!r} and {folder!r} differ. Give the one to read by: schema=..., for example "
+                "load_schema of one of them."
+            )
+    return found.get(first)
