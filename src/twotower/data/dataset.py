@@ -1,6 +1,7 @@
 """Dataset: a table and its Schema; from Parquet, Arrow, Polars, pandas or a dict."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from twotower.data.arrow import to_batch
+from twotower.data.arrow import table_of_columns, table_of_records, to_batch
 from twotower.data.batch import Batch
 from twotower.data.parquet import ParquetFiles, matches, parquet_files
 from twotower.errors import unknown
@@ -29,7 +30,9 @@ class ArrowTabular(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], "Dataset"]
+Source = Union[
+    PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], Sequence[Mapping[str, Any]], pl.LazyFrame, "Dataset"
+]
 
 
 class Dataset:
@@ -39,13 +42,15 @@ class Dataset:
 
     Args:
         source: path or URL of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
-            table, a dict of columns, or another Dataset.
+            table, a Polars LazyFrame, a dict of columns (tensors and 2-d arrays too), a list of rows as dicts (what one lacks
+            is null), or another Dataset.
         schema: the columns to read as features. Without it: the schema file stored beside the data
             (`.merlin/schema.json` or `schema.pbtxt`; all that lie beside several paths must agree), else names and types
             alone, without tags or domains.
 
     Raises:
-        ValueError: no such file, or the schema names columns that the table lacks.
+        ValueError: no such file, values that are no column, two columns of one name, or the schema names columns that the
+            table lacks.
 
     Example:
         >>> data = Dataset({"user_id": [1, 2], "item_id": [7, 3_000_000_000]})
@@ -57,6 +62,9 @@ class Dataset:
         held, stored = _read(source, schema is None)
         self.files = held if isinstance(held, ParquetFiles) else None
         self._table = held if isinstance(held, pa.Table) else None
+        twice = sorted(name for name, count in Counter(held.schema.names).items() if count > 1)
+        if twice:
+            raise ValueError(f"the data has several columns of one name: {twice}. Rename them.")
         known = stored if schema is None else schema
         self.schema = schema_from_arrow(held.schema) if known is None else known
         for name in self.schema.column_names:
@@ -196,18 +204,34 @@ def _frame(table: pa.Table) -> pl.DataFrame:
 def _read(source: Source, with_schema: bool) -> tuple[pa.Table | ParquetFiles, Schema | None]:
     if isinstance(source, Dataset):
         return source.files if source._table is None else source._table, source.schema
+    if isinstance(source, pl.LazyFrame):
+        return pa.table(source.collect()), None
     if isinstance(source, Mapping):
-        return pa.table(dict(source)), None
+        return table_of_columns(source), None
     if isinstance(source, (str, os.PathLike)):
         return _read_files([source], with_schema)
     if isinstance(source, Sequence):
-        return _read_files(source, with_schema)
+        return _read_list(source, with_schema)
     if not hasattr(source, "__arrow_c_stream__"):
         raise ValueError(
             f"cannot read a {type(source).__name__} as a table; give a Parquet path, an Arrow, Polars or pandas table, "
-            "or a dict of columns."
+            "a dict of columns, or a list of rows as dicts."
         )
     return pa.table(source), None
+
+
+def _read_list(source: Sequence[Any], with_schema: bool) -> tuple[pa.Table | ParquetFiles, Schema | None]:
+    if not source:
+        raise ValueError("an empty list is no table: expected paths of Parquet files, or rows as dicts.")
+    if all(isinstance(row, Mapping) for row in source):
+        return table_of_records(source), None
+    for part in source:
+        if not isinstance(part, (str, os.PathLike)):
+            raise ValueError(
+                f"a list must hold paths alone, or rows as dicts alone, got a {type(part).__name__}. Give a table of one "
+                "column as a dict: {name: values}."
+            )
+    return _read_files(source, with_schema)
 
 
 def _read_files(paths: Sequence[PathLike], with_schema: bool) -> tuple[ParquetFiles, Schema | None]:
