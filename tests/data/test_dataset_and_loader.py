@@ -233,8 +233,11 @@ def test_a_look_at_one_batch_takes_nothing_from_the_next_epoch() -> None:
 
 def test_loader_errors() -> None:
     data = tt.Dataset({"x": [1, 2]})
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
-        tt.Loader(data, 0)
+    for number in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {number}"):
+            tt.Loader(data, number)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"buffer_rows must be a whole number of at least 1, got {number}"):
+            tt.Loader(data, 1, buffer_rows=number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no batch of 3 rows can be made from 2 rows with drop_last=True"):
         tt.Loader(data, 3, drop_last=True)
     with pytest.raises(TypeError, match="Loader: unknown option 'suffle'.*Did you mean 'shuffle'"):
