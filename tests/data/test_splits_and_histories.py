@@ -217,6 +217,15 @@ def test_a_repeated_item_in_a_train_history_is_no_leak_of_its_own() -> None:
     assert ["comes to only in a test event" in text for text in found] == [False, True]
 
 
+def test_train_histories_at_the_very_moment_of_the_event_they_hold() -> None:
+    """What happens at one moment is not known at that moment, neither in the test part nor in train."""
+    with pytest.warns(tt.LeakWarning, match="comes to only in a test event"):
+        assert len(tt.check_leaks(CLEAN_TRAIN | {"t": [1, 10, 3], "h": [[], [7], []]}, CLEAN_TEST, **COLUMNS)) == 1
+    with pytest.warns(tt.LeakWarning):  # 6 at time 2 holds itself, and stands in the test part again
+        found = tt.check_leaks(CLEAN_TRAIN | {"h": [[], [6], []]}, CLEAN_TEST | {"i": [6, 8], "h": [[], []]}, **COLUMNS)
+    assert sum("comes to only in a test event" in text for text in found) == 1
+
+
 def test_a_train_event_at_the_moment_of_the_first_test_event_is_not_later() -> None:
     assert tt.check_leaks(CLEAN_TRAIN | {"t": [1, 10, 10]}, CLEAN_TEST, **COLUMNS) == []
 
