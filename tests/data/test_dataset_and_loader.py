@@ -71,6 +71,63 @@ def test_wrong_sources_are_named(tmp_path) -> None:  # type: ignore[no-untyped-d
         tt.Dataset(tmp_path)
 
 
+def test_columns_of_any_kind_and_rows() -> None:
+    data = tt.Dataset(
+        {
+            "t": torch.tensor([1, 2]),
+            "pairs": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+            "array": np.array([[1, 2, 3], [4, 5, 6]]).T[:2],
+            "shared": np.broadcast_to([1, 2], (2, 2)),  # not to be written to
+            "ragged": tt.Ragged.from_lists([[7], []]),
+            "series": pl.Series([[1, 2], [3]]),
+            "arrow": pa.chunked_array([[5], [6]]),
+            "list": [True, False],
+        }
+    )
+    batch = data.batch()
+    assert {name: c.to_lists() if isinstance(c, tt.Ragged) else c.tolist() for name, c in batch.items()} == {
+        "t": [1, 2],
+        "pairs": [[1.0, 2.0], [3.0, 4.0]],
+        "array": [[1, 4], [2, 5]],
+        "shared": [[1, 2], [1, 2]],
+        "ragged": [[7], []],
+        "series": [[1, 2], [3]],
+        "arrow": [5, 6],
+        "list": [1, 0],
+    }
+    assert isinstance(batch["pairs"], torch.Tensor)
+    rows = tt.Dataset([{"u": 1, "l": ["a"]}, {"u": 2, "l": [], "x": 0.5}])
+    assert rows.table.to_pydict() == {"u": [1, 2], "l": [["a"], []], "x": [None, 0.5]}
+    lazy = pl.LazyFrame(COLUMNS).filter(pl.col("id") < 3)
+    assert tt.Dataset(lazy).table.to_pydict() == {name: values[1:] for name, values in COLUMNS.items()}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ([], "an empty list is no table: expected paths of Parquet files, or rows as dicts"),
+        ([1, 2], "a list must hold paths alone, or rows as dicts alone, got a int"),
+        ([{"a": 1}, "b.parquet"], "a list must hold paths alone, or rows as dicts alone, got a dict"),
+        ({"a": [1], "b": [1, "x"]}, "column 'b' cannot be read: .* Expected one value of one kind a row"),
+        ([{"b": 1}, {"b": "x"}], "column 'b' cannot be read: "),
+        ({"a": [1, 2], "b": [1]}, r"the columns are of different lengths: {'a': 2, 'b': 1}"),
+        ({"a": [1], "b": 5}, "column 'b' cannot be read: "),
+        ({"b": "text"}, "column 'b' is one text, 'text'"),
+        ({"b": [object()]}, "column 'b' cannot be read: "),
+        ({"b": [2**70]}, "column 'b' cannot be read: "),
+        ({"b": torch.zeros(2, 2, 2)}, r"column 'b' cannot be read: it has shape \(2, 2, 2\)"),
+        ({"b": np.zeros((2, 0))}, r"column 'b' cannot be read: it has shape \(2, 0\)"),
+        ({"b": np.array(5)}, r"column 'b' cannot be read: it has shape \(\)"),
+        ({"b": torch.zeros(2, dtype=torch.bfloat16)}, "column 'b' cannot be read: "),
+        ({5: [1]}, "a column's name must be text, got 5 of type int"),
+        (pa.table([[1], [2], [3]], names=["a", "b", "a"]), r"several columns of one name: \['a'\]. Rename them"),
+    ],
+)
+def test_what_is_no_column_is_named(source: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        tt.Dataset(source)  # type: ignore[arg-type]
+
+
 def test_parquet_keeps_the_schema_beside_the_data(tmp_path) -> None:  # type: ignore[no-untyped-def]
     data = clubs(rows=50)
     data.to_parquet(tmp_path / "train")
@@ -78,6 +135,31 @@ def test_parquet_keeps_the_schema_beside_the_data(tmp_path) -> None:  # type: ig
     assert again.schema == data.schema
     assert again.table.equals(data.table)
     assert [p.name for p in (tmp_path / "train").iterdir() if p.name.startswith(".part")] == []
+
+
+def test_schemas_beside_several_paths_must_agree(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    schema, other = (tt.Schema([id_column("i", Tags.ITEM_ID, largest)]) for largest in (9, 99))
+    for name, stored in (("a1", schema), ("a2", schema), ("b", other)):
+        tt.Dataset({"i": [1, 2]}, stored).to_parquet(tmp_path / "days" / name)
+    days = tmp_path / "days"
+    (days / "bare").mkdir()
+    pq.write_table(pa.table({"i": [3]}), days / "bare" / "x.parquet")
+    for source in (
+        [days / "a1", days / "a2"],
+        days / "a*",
+        [days / "a1" / "part.parquet", days / "a2"],
+        days / "a*" / "*.parquet",
+    ):
+        assert tt.Dataset(source).schema == schema
+        assert tt.Dataset(source).num_rows == 4
+    assert tt.Dataset([days / "bare", days / "a1"]).schema == schema  # one without says nothing against it
+    for source in ([days / "a1", days / "b"], days / "*", days):  # as subfolders too
+        with pytest.raises(
+            ValueError, match=r"schemas stored beside '.*' and '.*' differ. Give the one to read by: schema="
+        ):
+            tt.Dataset(source)
+        assert tt.Dataset(source, other).schema == other
+    assert tt.Dataset([days / "bare"]).schema["i"].int_domain is None
 
 
 def test_unique_rows_by_features() -> None:
@@ -151,8 +233,11 @@ def test_a_look_at_one_batch_takes_nothing_from_the_next_epoch() -> None:
 
 def test_loader_errors() -> None:
     data = tt.Dataset({"x": [1, 2]})
-    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, got 0"):
-        tt.Loader(data, 0)
+    for number in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {number}"):
+            tt.Loader(data, number)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"buffer_rows must be a whole number of at least 1, got {number}"):
+            tt.Loader(data, 1, buffer_rows=number)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no batch of 3 rows can be made from 2 rows with drop_last=True"):
         tt.Loader(data, 3, drop_last=True)
     with pytest.raises(TypeError, match="Loader: unknown option 'suffle'.*Did you mean 'shuffle'"):

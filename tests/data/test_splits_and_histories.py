@@ -120,8 +120,34 @@ def test_new_splits_refuse_what_they_cannot_place() -> None:
             split({"user": [1, 1], "t": [1, None]})
         with pytest.raises(ValueError, match="column 't' holds nan"):
             split({"user": [1, 1], "t": [1.0, float("nan")]})
-    with pytest.raises(ValueError, match="last >= 1, got 0"):
-        tt.leave_last_out(EVENTS, "user", "t", 0)
+    for number in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"a whole number last >= 1, got {number}"):
+            tt.leave_last_out(EVENTS, "user", "t", number)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"a whole number k >= 1, got {number}"):
+            tt.k_core(EVENTS, user="user", item="item", k=number)  # type: ignore[arg-type]
+    assert len(tt.leave_last_out(EVENTS, "user", "t", np.int64(1))[1]) == EVENTS["user"].n_unique()
+
+
+def test_no_events_cannot_be_split() -> None:
+    none = EVENTS.clear()
+    for split in (
+        lambda: tt.split_by_time(none, "t"),
+        lambda: tt.split_at_random(none),
+        lambda: tt.split_by_user(none, "user", time="t"),
+        lambda: tt.split_by_user(none, "user"),
+        lambda: tt.leave_last_out(none, "user", "t"),
+        lambda: tt.k_core(none, user="user", item="item"),
+    ):
+        with pytest.raises(ValueError, match="the table has no rows: there are no events to divide"):
+            split()
+
+
+def test_lazy_frames_are_collected() -> None:
+    lazy = EVENTS.lazy()
+    for first, second in zip(tt.split_by_time(lazy, "t"), tt.split_by_time(EVENTS, "t"), strict=True):
+        assert first.equals(second)
+    columns = {"user": "user", "item": "item", "time": "t"}
+    assert tt.build_histories(lazy, **columns).equals(tt.build_histories(EVENTS, **columns))
 
 
 CLEAN_TRAIN = {"u": [1, 1, 2], "i": [5, 6, 5], "t": [1, 2, 3], "h": [[], [5], []], "born": [0, 1, 0]}
@@ -158,6 +184,86 @@ def test_each_leak_is_found_and_named(part: str, change: dict[str, list[object]]
     assert len(found) == 1
 
 
+@pytest.mark.parametrize(
+    ("histories", "time", "leaks"),
+    [
+        ([[], [5, 7], []], "t", 1),  # user 1 comes to 7 at time 10, in the test part
+        ([[], [5, 7], []], None, 1),
+        ([[7, 7], [8], [7]], "t", 1),  # counted once; 8 and 7 are the other user's
+        ([[], [], [8]], "t", 1),
+        ([[], [5, 99], [99]], "t", 0),  # of nobody's test
+    ],
+)
+def test_train_histories_that_know_the_test(histories: list[list[int]], time: str | None, leaks: int) -> None:
+    columns = {"user": "u", "item": "i", "time": time, "history": "h"}
+    train = CLEAN_TRAIN | {"h": histories}
+    if not leaks:
+        assert tt.check_leaks(train, CLEAN_TEST, **columns) == []
+        return
+    with pytest.warns(
+        tt.LeakWarning, match=f"{leaks} of 3 train events .* have an item in 'h' that their user comes to only"
+    ):
+        assert len(tt.check_leaks(train, CLEAN_TEST, **columns)) == 1
+
+
+def test_a_repeated_item_in_a_train_history_is_no_leak_of_its_own() -> None:
+    """User 1 has item 5 at time 1 and again in the test part: the history at time 2 holds what was."""
+    test = CLEAN_TEST | {"i": [5, 8], "h": [[], []]}
+    with pytest.warns(tt.LeakWarning, match="stand in train too"):
+        assert len(tt.check_leaks(CLEAN_TRAIN, test, **COLUMNS)) == 1
+    before = CLEAN_TRAIN | {"h": [[6], [5], []]}  # but item 6, of time 2, was not known at time 1
+    with pytest.warns(tt.LeakWarning):
+        found = tt.check_leaks(before, test | {"i": [6, 8]}, **COLUMNS)
+    assert ["comes to only in a test event" in text for text in found] == [False, True]
+
+
+def test_train_histories_at_the_very_moment_of_the_event_they_hold() -> None:
+    """What happens at one moment is not known at that moment, neither in the test part nor in train."""
+    with pytest.warns(tt.LeakWarning, match="comes to only in a test event"):
+        assert len(tt.check_leaks(CLEAN_TRAIN | {"t": [1, 10, 3], "h": [[], [7], []]}, CLEAN_TEST, **COLUMNS)) == 1
+    with pytest.warns(tt.LeakWarning):  # 6 at time 2 holds itself, and stands in the test part again
+        found = tt.check_leaks(CLEAN_TRAIN | {"h": [[], [6], []]}, CLEAN_TEST | {"i": [6, 8], "h": [[], []]}, **COLUMNS)
+    assert sum("comes to only in a test event" in text for text in found) == 1
+
+
+def test_a_train_event_at_the_moment_of_the_first_test_event_is_not_later() -> None:
+    assert tt.check_leaks(CLEAN_TRAIN | {"t": [1, 10, 10]}, CLEAN_TEST, **COLUMNS) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "expected"),
+    [
+        (
+            "test",
+            {"u": ["1", "2"]},
+            r"different kinds: \{\"train 'u'\": 'integers', \"test 'u'\": 'String'\}. Cast them",
+        ),
+        ("test", {"i": [7.0, 8.0]}, r"\"train 'i'\": 'integers', \"test 'i'\": 'Float64'"),
+        ("test", {"t": ["10", "11"]}, r"\"train 't'\": 'numbers'.*\"test 't'\": 'String'"),
+        ("train", {"born": ["0", "0", "0"]}, r"\"train 'born'\": 'String'"),
+        ("train", {"h": [5, 6, 7]}, "the history 'h' of train must hold lists of items, but is Int64"),
+        ("train", {"h": [["5"], [], []]}, r"\"train 'i'\": 'integers', \"the lists of train 'h'\": 'String'"),
+    ],
+)
+def test_leaks_are_looked_for_among_columns_of_one_kind(part: str, change: dict[str, object], expected: str) -> None:
+    train, test = CLEAN_TRAIN | (change if part == "train" else {}), CLEAN_TEST | (change if part == "test" else {})
+    with pytest.raises(ValueError, match=expected):
+        tt.check_leaks(train, test, **COLUMNS)
+
+
+def test_kinds_that_do_compare() -> None:
+    """Integers of any width, categories and texts, fixed lists, lists without elements; one name of a column as text."""
+    train = pl.DataFrame(CLEAN_TRAIN | {"h": [[], [], []]}).with_columns(pl.col("u").cast(pl.Int32), pl.col("t") / 1)
+    assert tt.check_leaks(train, CLEAN_TEST, **(COLUMNS | {"known_since": "born"})) == []
+    fixed = pl.DataFrame(CLEAN_TEST | {"h": [[5, 6], [5, 5]]}).with_columns(pl.col("h").cast(pl.Array(pl.Int64, 2)))
+    assert tt.check_leaks(CLEAN_TRAIN, fixed, **COLUMNS) == []
+    texts, categories = (
+        pl.DataFrame({"u": ["a"], "i": ["x"]}),
+        pl.DataFrame({"u": ["a"], "i": ["y"]}).cast(pl.Categorical),
+    )
+    assert tt.check_leaks(texts, categories, user="u", item="i") == []
+
+
 def test_leak_checks_need_their_columns() -> None:
     with pytest.raises(ValueError, match="unknown column 'when'"):
         tt.check_leaks(CLEAN_TRAIN, CLEAN_TEST, user="u", item="i", time="when")
@@ -188,8 +294,16 @@ def test_latest_histories_hold_everything_up_to_now() -> None:
 def test_history_errors() -> None:
     with pytest.raises(ValueError, match="unknown column 'usr'"):
         tt.build_histories(EVENTS, user="usr", item="item", time="t")
-    with pytest.raises(ValueError, match="length >= 1, got 0"):
-        tt.build_histories(EVENTS, user="user", item="item", time="t", length=0)
+    for length in (0, 2.5, True):
+        with pytest.raises(ValueError, match=f"a whole number length >= 1, got {length}"):
+            tt.build_histories(EVENTS, user="user", item="item", time="t", length=length)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a column '__row', a name that build_histories takes for itself"):
+        tt.build_histories(EVENTS.with_columns(__row=pl.lit(1)), user="user", item="item", time="t")
+    for name in ("item", "__row"):
+        with pytest.raises(ValueError, match=f"the events have a column '{name}' already"):
+            tt.build_histories(EVENTS, user="user", item="item", time="t", name=name)
+    with pytest.raises(ValueError, match="the column of users is 'user' already; give the histories another name"):
+        tt.latest_histories(EVENTS, user="user", item="item", time="t", name="user")
     with pytest.raises(ValueError, match="column 'item' has 1 nulls"):
         tt.latest_histories({"user": [1], "item": [None], "t": [1]}, user="user", item="item", time="t")
 

@@ -1,5 +1,6 @@
 """Streams of row groups against the table they are made of."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -199,8 +200,23 @@ def test_foreign_and_damaged_files_are_named(folder: Path) -> None:
     whole = bytearray((folder / "a.parquet").read_bytes())
     whole[4:400] = bytes(396)  # data pages of the first row group; the footer is whole
     (folder / "c.parquet").write_bytes(whole)
-    with pytest.raises(ValueError, match=r"c\.parquet, row group 0: the file is damaged"):
-        list(tt.Loader(tt.Dataset(folder / "c.parquet"), 10, in_memory=False))
+    for in_memory in (False, True):
+        with pytest.raises(ValueError, match=r"c\.parquet, row group 0, column 'n': the file is damaged"):
+            list(tt.Loader(tt.Dataset(folder / "c.parquet"), 10, in_memory=in_memory))
+    second = pq.ParquetFile(folder / "a.parquet").metadata.row_group(1).column(1)  # "half"
+    whole = bytearray((folder / "a.parquet").read_bytes())
+    start = second.dictionary_page_offset or second.data_page_offset
+    whole[start : start + second.total_compressed_size] = bytes(second.total_compressed_size)
+    (folder / "c.parquet").write_bytes(whole)
+    data = tt.Dataset(folder / "c.parquet")
+    for read in (
+        lambda: data.table,
+        lambda: data.select(["n", "half"]),
+        lambda: list(data.frames(["half"])),
+        data.batch,
+    ):
+        with pytest.raises(ValueError, match=r"c\.parquet, row group 1, column 'half': the file is damaged"):
+            read()
 
 
 @pytest.mark.parametrize(
@@ -209,7 +225,6 @@ def test_foreign_and_damaged_files_are_named(folder: Path) -> None:
         ({"u": [1]}, r"c\.parquet lacks the column 'i' that .*a\.parquet has"),
         ({"u": [1], "i": ["x"]}, r"c\.parquet: column 'i' is string, but int64 in .*a\.parquet"),
         ({"u": [1], "i": [1], "z": [1]}, r"c\.parquet has the columns \['z'\] more than .*a\.parquet"),
-        ({"i": [1], "u": [1]}, r"c\.parquet has its columns in another order than .*a\.parquet"),
     ],
 )
 def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]], expected: str) -> None:
@@ -219,6 +234,7 @@ def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]
         tt.Dataset(tmp_path)
 
 
+@pytest.mark.parametrize("in_memory", [False, None])
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
@@ -226,8 +242,86 @@ def test_other_columns_are_named(tmp_path: Path, columns: dict[str, list[object]
         ([1, 2, 3, 40], r"a\.parquet, row group 1: column 'i' holds ids from 3 to 40, but its domain is 0 to 9"),
     ],
 )
-def test_bad_values_are_named_with_their_row_group(tmp_path: Path, values: list[int | None], expected: str) -> None:
+def test_bad_values_are_named_with_their_row_group(
+    tmp_path: Path, values: list[int | None], expected: str, in_memory: bool | None
+) -> None:
     pq.write_table(pa.table({"i": values}), tmp_path / "a.parquet", row_group_size=2)
     data = tt.Dataset(tmp_path / "a.parquet", tt.Schema([id_column("i", tt.Tags.ITEM_ID, 9)]))
     with pytest.raises(ValueError, match=expected):
-        list(tt.Loader(data, 2, shuffle=False, in_memory=False))
+        list(tt.Loader(data, 2, shuffle=False, in_memory=in_memory))
+
+
+def test_a_file_without_rows_is_a_dataset_without_rows(tmp_path: Path) -> None:
+    pq.ParquetWriter(tmp_path / "a.parquet", pa.schema([("i", pa.int64()), ("x", pa.float32())])).close()
+    data = tt.Dataset(tmp_path)
+    assert data.table.num_rows == 0
+    assert data.batch()["i"].tolist() == []
+    assert data.select(["x"]).table.schema.names == ["x"]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_more_files_than_may_be_open(tmp_path: Path, in_memory: bool) -> None:
+    for n in range(300):
+        pq.write_table(pa.table({"n": [2 * n, 2 * n + 1]}), tmp_path / f"{n:03}.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        loader = tt.Loader(tt.Dataset(tmp_path), 32, in_memory=in_memory, buffer_rows=50)
+        assert sorted(numbers(list(loader))) == list(range(600))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_file_written_anew_is_not_taken_for_the_first(tmp_path: Path) -> None:
+    for n in range(20):
+        pq.write_table(pa.table({"n": [n]}), tmp_path / f"{n:02}.parquet")
+    data = tt.Dataset(tmp_path)
+    pq.write_table(pa.table({"n": [99]}), tmp_path / "00.parquet")  # its handle was given up for the twenty's last
+    with pytest.raises(ValueError, match=r"00\.parquet was written anew since it was opened. Make the Dataset again"):
+        data.batch()
+
+
+def test_columns_in_another_order_are_read_by_name(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"u": [1, 2], "l": [[1, 1], []], "n": [3, 4]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"n": [5], "u": [6], "l": [[7, 8, 9]]}), tmp_path / "b.parquet")
+    data = tt.Dataset(tmp_path)
+    assert data.files is not None
+    assert data.files.size_in_memory(["l"]) == 8 * (3 + 3)  # an empty list counts as one value
+    for loader in (tt.Loader(data, 3, shuffle=False, in_memory=held) for held in (True, False)):
+        [batch] = loader
+        assert (batch["u"].tolist(), batch["n"].tolist()) == ([1, 2, 6], [3, 4, 5])
+        assert batch["l"].to_lists() == [[1, 1], [], [7, 8, 9]]
+    assert data.table.to_pydict() == {"u": [1, 2, 6], "l": [[1, 1], [], [7, 8, 9]], "n": [3, 4, 5]}
+    assert data.select(["n", "u"]).column_names == ["n", "u"]
+
+
+# "=" sorts after letters and digits, so the files at the top stand among the folders by their whole path
+TREE = ["day=1/a.parquet", "day=1/b.parquet", "day=2/hour=3/a.parquet", "top.parquet"]
+HIDDEN = [".merlin/x.parquet", "_temporary/x.parquet", "day=1/.x.parquet", "day=1/_x.parquet", "day=2/x.crc"]
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_subfolders_are_searched_and_what_is_hidden_left_out(tmp_path: Path, remote: bool) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for number, name in enumerate(TREE + HIDDEN):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"n": [number]}), file)
+        memory.pipe(f"/tree/{name}", file.read_bytes())
+    root = "memory://tree" if remote else str(tmp_path)
+    assert tt.Dataset(root).table.to_pydict() == {"n": [0, 1, 2, 3]}
+    assert tt.Dataset(f"{root}/").table.to_pydict() == {"n": [0, 1, 2, 3]}
+    assert tt.Dataset(f"{root}/day=*").table.to_pydict() == {"n": [0, 1, 2]}
+    assert tt.Dataset(f"{root}/day=1/_x.parquet").table.to_pydict() == {"n": [7]}  # asked for by its name
+    with pytest.raises(ValueError, match="no Parquet file at .*hour=4"):
+        tt.Dataset(f"{root}/day=2/hour=4")
+
+
+def test_a_folder_named_like_a_file_is_a_folder(tmp_path: Path) -> None:
+    """As Spark writes them."""
+    (tmp_path / "out.parquet").mkdir()
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "out.parquet" / "part-0.parquet")
+    for source in (tmp_path, tmp_path / "out.parquet", tmp_path / "*.parquet"):
+        assert tt.Dataset(source).table.to_pydict() == {"n": [1]}

@@ -1,6 +1,10 @@
 """Between Arrow columns and tensors: int64 ids, float32 numbers, Ragged lists; anything else is an error."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -75,6 +79,47 @@ def from_tensor(column: Tensor | Ragged) -> pa.Array:
     if values.ndim == 1:
         return pa.array(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def table_of_columns(columns: Mapping[str, Any]) -> pa.Table:
+    """A dict of columns as a table: what Arrow takes, Polars series, and tensors and arrays of one or two dimensions.
+
+    Raises:
+        ValueError: a name that is no text, values that are no column, or columns of different lengths.
+    """
+    arrays = {name: _array(name, values) for name, values in columns.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the columns are of different lengths: {lengths}. Give each one value a row.")
+    return pa.table(arrays)
+
+
+def table_of_records(records: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as dicts; what a row lacks is null."""
+    names = dict.fromkeys(name for row in records for name in row)
+    return table_of_columns({name: [row.get(name) for row in records] for name in names})
+
+
+def _array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
+    if not isinstance(name, str):
+        raise ValueError(f"a column's name must be text, got {name!r} of type {type(name).__name__}.")
+    if isinstance(values, (str, bytes)):
+        raise ValueError(f"column {name!r} is one text, {values!r}: give a list with one value a row.")
+    try:
+        if isinstance(values, pl.Series):
+            return values.to_arrow()
+        if isinstance(values, (Tensor, np.ndarray)) and (values.ndim not in (1, 2) or values.shape[1:] == (0,)):
+            raise ValueError(f"it has shape {tuple(values.shape)}")
+        if isinstance(values, (Tensor, Ragged)):
+            return from_tensor(values)
+        if isinstance(values, np.ndarray) and values.ndim == 2:
+            return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+        return pa.array(values)
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(
+            f"column {name!r} cannot be read: {error}. Expected one value of one kind a row: numbers, texts or lists of them; or a "
+            "tensor or array of one or two dimensions."
+        ) from error
 
 
 def _numbers(array: pa.Array, name: str, narrow: bool) -> Tensor:

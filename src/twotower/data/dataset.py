@@ -1,7 +1,9 @@
 """Dataset: a table and its Schema; from Parquet, Arrow, Polars, pandas or a dict."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Union
 
@@ -10,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from twotower.data.arrow import to_batch
+from twotower.data.arrow import table_of_columns, table_of_records, to_batch
 from twotower.data.batch import Batch
-from twotower.data.parquet import ParquetFiles, parquet_files
+from twotower.data.parquet import ParquetFiles, matches, parquet_files
 from twotower.errors import unknown
 from twotower.files import PathLike, written_aside
 from twotower.schema import Schema, Tags, schema_from_arrow
@@ -28,7 +30,9 @@ class ArrowTabular(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-Source = Union[PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], "Dataset"]
+Source = Union[
+    PathLike, Sequence[PathLike], ArrowTabular, Mapping[str, Any], Sequence[Mapping[str, Any]], pl.LazyFrame, "Dataset"
+]
 
 
 class Dataset:
@@ -38,12 +42,15 @@ class Dataset:
 
     Args:
         source: path or URL of a Parquet file, a folder or a glob of them, a list of paths, an Arrow / Polars / pandas
-            table, a dict of columns, or another Dataset.
+            table, a Polars LazyFrame, a dict of columns (tensors and 2-d arrays too), a list of rows as dicts (what one lacks
+            is null), or another Dataset.
         schema: the columns to read as features. Without it: the schema file stored beside the data
-            (`.merlin/schema.json` or `schema.pbtxt`), else names and types alone, without tags or domains.
+            (`.merlin/schema.json` or `schema.pbtxt`; all that lie beside several paths must agree), else names and types
+            alone, without tags or domains.
 
     Raises:
-        ValueError: no such file, or the schema names columns that the table lacks.
+        ValueError: no such file, values that are no column, two columns of one name, or the schema names columns that the
+            table lacks.
 
     Example:
         >>> data = Dataset({"user_id": [1, 2], "item_id": [7, 3_000_000_000]})
@@ -52,9 +59,12 @@ class Dataset:
     """
 
     def __init__(self, source: Source, schema: Schema | None = None) -> None:
-        held, stored = _read(source)
+        held, stored = _read(source, schema is None)
         self.files = held if isinstance(held, ParquetFiles) else None
         self._table = held if isinstance(held, pa.Table) else None
+        twice = sorted(name for name, count in Counter(held.schema.names).items() if count > 1)
+        if twice:
+            raise ValueError(f"the data has several columns of one name: {twice}. Rename them.")
         known = stored if schema is None else schema
         self.schema = schema_from_arrow(held.schema) if known is None else known
         for name in self.schema.column_names:
@@ -129,7 +139,9 @@ class Dataset:
         for name in wanted.column_names:
             if name not in self.column_names:
                 raise ValueError(f"the data lacks a column. {unknown('column', name, self.column_names)}")
-        return to_batch(self._columns(wanted.column_names), wanted)
+        if self._table is not None:
+            return to_batch(self._table.select(wanted.column_names), wanted)
+        return self._stored().batch_of(self._stored().groups, wanted)
 
     def to_polars(self) -> pl.DataFrame:
         """A Polars frame over the same memory."""
@@ -189,18 +201,62 @@ def _frame(table: pa.Table) -> pl.DataFrame:
     return frame
 
 
-def _read(source: Source) -> tuple[pa.Table | ParquetFiles, Schema | None]:
+def _read(source: Source, with_schema: bool) -> tuple[pa.Table | ParquetFiles, Schema | None]:
     if isinstance(source, Dataset):
         return source.files if source._table is None else source._table, source.schema
+    if isinstance(source, pl.LazyFrame):
+        return pa.table(source.collect()), None
     if isinstance(source, Mapping):
-        return pa.table(dict(source)), None
+        return table_of_columns(source), None
     if isinstance(source, (str, os.PathLike)):
-        return ParquetFiles(parquet_files(source)), find_schema(source)
+        return _read_files([source], with_schema)
     if isinstance(source, Sequence):
-        return ParquetFiles([file for path in source for file in parquet_files(path)]), None
+        return _read_list(source, with_schema)
     if not hasattr(source, "__arrow_c_stream__"):
         raise ValueError(
             f"cannot read a {type(source).__name__} as a table; give a Parquet path, an Arrow, Polars or pandas table, "
-            "or a dict of columns."
+            "a dict of columns, or a list of rows as dicts."
         )
     return pa.table(source), None
+
+
+def _read_list(source: Sequence[Any], with_schema: bool) -> tuple[pa.Table | ParquetFiles, Schema | None]:
+    if not source:
+        raise ValueError("an empty list is no table: expected paths of Parquet files, or rows as dicts.")
+    if all(isinstance(row, Mapping) for row in source):
+        return table_of_records(source), None
+    for part in source:
+        if not isinstance(part, (str, os.PathLike)):
+            raise ValueError(
+                f"a list must hold paths alone, or rows as dicts alone, got a {type(part).__name__}. Give a table of one "
+                "column as a dict: {name: values}."
+            )
+    return _read_files(source, with_schema)
+
+
+def _read_files(paths: Sequence[PathLike], with_schema: bool) -> tuple[ParquetFiles, Schema | None]:
+    files = {os.fspath(path): parquet_files(path) for path in paths}
+    stored = _stored_schema(files) if with_schema else None
+    return ParquetFiles([file for found in files.values() for file in found]), stored
+
+
+def _stored_schema(files: Mapping[str, Sequence[str]]) -> Schema | None:
+    """The one schema that lies beside some local paths, or else beside their files."""
+    find = cache(find_schema)  # many files lie in one folder
+    found: dict[str, Schema] = {}
+    for path, own in files.items():
+        if "://" in path:
+            continue
+        folders = (place if os.path.isdir(place) else os.path.dirname(place) for place in matches(path))
+        beside = [(folder, find(folder or ".")) for folder in dict.fromkeys(folders)]
+        if all(schema is None for _, schema in beside):
+            beside = [(folder, find(folder or ".")) for folder in dict.fromkeys(map(os.path.dirname, own))]
+        found |= {folder: schema for folder, schema in beside if schema is not None}
+    first = next(iter(found), "")
+    for folder, schema in found.items():
+        if schema != found[first]:
+            raise ValueError(
+                f"the schemas stored beside {first!r} and {folder!r} differ. Give the one to read by: schema=..., for example "
+                "load_schema of one of them."
+            )
+    return found.get(first)

@@ -1,5 +1,7 @@
 """Histories: what a user did before, as a list column."""
 
+from numbers import Integral
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
@@ -29,10 +31,12 @@ def build_histories(
         >>> build_histories(events, user="user", item="item", time="t", length=1)["history"].to_list()
         [[], ['a'], [], ['b']]
     """
-    frame = _checked(events, [user, item, time], length).with_row_index("__row")
-    if name in frame.columns:
+    frame = _checked(events, [user, item, time], length)
+    if "__row" in frame.columns:
+        raise ValueError("the events have a column '__row', a name that build_histories takes for itself: rename it.")
+    if name in (*frame.columns, "__row"):
         raise ValueError(f"the events have a column {name!r} already; give the histories another name.")
-    ordered = frame.sort([user, time, "__row"])
+    ordered = frame.with_row_index("__row").sort([user, time, "__row"])
     users, times = ordered[user].rle_id().to_numpy(), ordered[time].to_numpy()
     rows = np.arange(len(ordered))
     new_user = np.r_[True, users[1:] != users[:-1]] if len(rows) else np.empty(0, bool)
@@ -56,6 +60,8 @@ def latest_histories(
         [(1, ['a', 'b']), (2, ['c'])]
     """
     frame = _checked(events, [user, item, time], length)
+    if name == user:
+        raise ValueError(f"the column of users is {name!r} already; give the histories another name.")
     return frame.sort(time, maintain_order=True).group_by(user).agg(pl.col(item).tail(length).alias(name)).sort(user)
 
 
@@ -68,8 +74,8 @@ def _checked(events: Source, columns: list[str], length: int) -> pl.DataFrame:
             raise ValueError(f"column {column!r} has {frame[column].null_count()} nulls; a history cannot place them.")
         if frame[column].dtype.is_float() and frame[column].is_nan().any():
             raise ValueError(f"column {column!r} holds nan; a history cannot place it.")
-    if length < 1:
-        raise ValueError(f"a history needs length >= 1, got {length}.")
+    if not isinstance(length, Integral) or isinstance(length, bool) or length < 1:
+        raise ValueError(f"a history needs a whole number length >= 1, got {length}.")
     return frame
 
 

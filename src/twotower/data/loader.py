@@ -64,8 +64,9 @@ class Loader:
         world_size: int = 1,
         transform: Callable[[Batch], Batch] | None = None,
     ) -> None:
-        if batch_size != int(batch_size) or batch_size < 1:
-            raise ValueError(f"batch_size must be a whole number of at least 1, got {batch_size}.")
+        for option, value in (("batch_size", batch_size), ("buffer_rows", buffer_rows)):
+            if isinstance(value, bool) or value != int(value) or value < 1:
+                raise ValueError(f"{option} must be a whole number of at least 1, got {value}.")
         if in_memory is False and dataset.files is None:
             raise ValueError("in_memory=False streams Parquet files, but this dataset is a table in memory already.")
         if not 0 <= rank < world_size:
@@ -81,7 +82,7 @@ class Loader:
         files = dataset.files if (_is_large(dataset, self.schema) if in_memory is None else not in_memory) else None
         if files is not None:
             self._source: InMemory | RowGroupStream = RowGroupStream(
-                files, self.schema, self.batch_size, shuffle, buffer_rows, rank, world_size
+                files, self.schema, self.batch_size, shuffle, int(buffer_rows), rank, world_size
             )
         else:
             self._source = InMemory(

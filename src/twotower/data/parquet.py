@@ -16,6 +16,9 @@ from twotower.errors import unknown
 from twotower.files import PathLike
 from twotower.schema import Schema
 
+# handles that one set of files keeps open: those of more files are opened again
+OPEN_FILES = 16
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -31,11 +34,11 @@ class RowGroup:
     path: str
     number: int
     rows: int
-    values: tuple[int, ...]
+    values: dict[str, int]
 
 
 class ParquetFiles:
-    """Some files with the same columns; opening reads their footers alone.
+    """Some files with the same columns, in any order; opening reads their footers alone.
 
     Args:
         paths: files, or URLs that fsspec knows, such as "s3://bucket/part.parquet".
@@ -49,15 +52,18 @@ class ParquetFiles:
         self.groups: list[RowGroup] = []
         self.schema: pa.Schema = None
         self._open: dict[str, Any] = {}
+        self._footers: dict[str, Any] = {}
         for path in self.paths:
             footer = self._file(path)
             self._check(path, footer.schema_arrow)
             self.schema = footer.schema_arrow if self.schema is None else self.schema
             for number in range(footer.metadata.num_row_groups):
                 group = footer.metadata.row_group(number)
-                values = tuple(group.column(n).num_values for n in range(group.num_columns))
+                values: dict[str, int] = {}
+                for leaf in (group.column(n) for n in range(group.num_columns)):
+                    name = leaf.path_in_schema.split(".")[0]
+                    values[name] = values.get(name, 0) + leaf.num_values
                 self.groups.append(RowGroup(path, number, group.num_rows, values))
-        self._leaf_columns = [footer.schema.column(n).path.split(".")[0] for n in range(len(footer.schema))]
 
     @property
     def num_rows(self) -> int:
@@ -66,28 +72,48 @@ class ParquetFiles:
 
     def size_in_memory(self, columns: Sequence[str]) -> int:
         """Bytes that some columns take as tensors, eight for each value at most."""
-        chosen = [n for n, name in enumerate(self._leaf_columns) if name in columns]
-        return 8 * sum(group.values[n] for group in self.groups for n in chosen)
+        return 8 * sum(group.values.get(name, 0) for group in self.groups for name in columns)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of some columns, or of all."""
-        self._known(columns)
-        tables = [self._guarded(path, None, lambda f: f.read(columns)) for path in self.paths]
-        return pa.concat_tables(tables)
+        names = self.schema.names if columns is None else columns
+        return self._joined([self.read_group(group, names) for group in self.groups], names)
 
     def read_group(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
-        """The rows of one row group."""
+        """The rows of one row group, the columns in this order."""
         self._known(columns)
-        return self._guarded(group.path, group.number, lambda f: f.read_row_group(group.number, columns))
+        try:
+            return self._rows(group, columns)
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(
+                f"{group.path}, row group {group.number}{self._damaged(group, columns)}: the file is damaged, or changed since it "
+                f"was opened: {error}. Write it anew."
+            ) from error
 
-    def batch_of(self, groups: Sequence[RowGroup], schema: Schema) -> Batch:
-        """The rows of some row groups as narrow tensors (see `to_batch`)."""
+    def batch_of(self, groups: Sequence[RowGroup], schema: Schema, narrow: bool = False) -> Batch:
+        """The rows of some row groups as tensors; `narrow` as in `to_batch`."""
         tables = [self.read_group(group, schema.column_names) for group in groups]
         try:
-            return to_batch(pa.concat_tables(tables), schema, narrow=True)
+            return to_batch(self._joined(tables, schema.column_names), schema, narrow)
         except ValueError as error:
             self._blame(groups, tables, schema)
             raise error
+
+    def _joined(self, tables: Sequence[pa.Table], columns: Sequence[str]) -> pa.Table:
+        # a file without rows may have no row group
+        return pa.concat_tables(tables) if tables else self.schema.empty_table().select(list(columns))
+
+    def _rows(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+        return self._file(group.path).read_row_group(group.number, list(columns)).select(list(columns))
+
+    def _damaged(self, group: RowGroup, columns: Sequence[str]) -> str:
+        """The first column that cannot be read, as a part of an error."""
+        for name in columns:
+            try:
+                self._rows(group, [name])
+            except (pa.ArrowException, OSError):
+                return f", column {name!r}"
+        return ""
 
     def _blame(self, groups: Sequence[RowGroup], tables: Sequence[pa.Table], schema: Schema) -> None:
         """The same error with the name of the first row group that has it."""
@@ -103,22 +129,26 @@ class ParquetFiles:
                 raise ValueError(f"{self.paths[0]}: {unknown('column', name, self.schema.names)}")
 
     def _file(self, path: str) -> Any:
-        if path not in self._open:
-            try:
-                source = fsspec.open(path, "rb").open() if "://" in path else path
-                self._open[path] = pq.ParquetFile(source)
-            except (pa.ArrowException, OSError) as error:
-                raise ValueError(
-                    f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
-                ) from error
-        return self._open[path]
+        file = self._open.get(path)
+        if file is None:
+            file = self._opened(path)
+            if len(self._open) >= OPEN_FILES:
+                # only forgotten, not closed: a reading thread may be at work on it
+                self._open.pop(next(iter(self._open)), None)
+            self._open[path] = file
+        return file
 
-    def _guarded(self, path: str, number: int | None, read: Any) -> pa.Table:
+    def _opened(self, path: str) -> Any:
         try:
-            return read(self._file(path))
+            source = fsspec.open(path, "rb").open() if "://" in path else path
+            file = pq.ParquetFile(source)
         except (pa.ArrowException, OSError) as error:
-            where = path if number is None else f"{path}, row group {number}"
-            raise ValueError(f"{where}: the file is damaged, or changed since it was opened: {error}.") from error
+            raise ValueError(
+                f"{path} cannot be read as Parquet: {error}. Is it whole, and not another format by this name?"
+            ) from error
+        if not file.metadata.equals(self._footers.setdefault(path, file.metadata)):
+            raise ValueError(f"{path} was written anew since it was opened. Make the Dataset again.")
+        return file
 
     def _check(self, path: str, schema: pa.Schema) -> None:
         if self.schema is None:
@@ -132,25 +162,50 @@ class ParquetFiles:
                     f"{path}: column {name!r} is {found[name]}, but {expected[name]} in {self.paths[0]}. Write all files with one "
                     "type for each column."
                 )
-        if list(found) != list(expected):
-            more = [name for name in found if name not in expected]
-            what = f"has the columns {more} more than" if more else "has its columns in another order than"
-            raise ValueError(f"{path} {what} {self.paths[0]}.")
+        more = [name for name in found if name not in expected]
+        if more:
+            raise ValueError(
+                f"{path} has the columns {more} more than {self.paths[0]}. Write all files with the same columns."
+            )
 
 
 def parquet_files(path: PathLike) -> list[str]:
-    """The Parquet files that a path means: a file, all of a folder, or a glob; of a URL too."""
+    """The Parquet files that a path means: a file, all of a folder and its subfolders, or a glob of either; of a URL too.
+
+    Of a folder these are its *.parquet, sorted, without hidden ones: no name in their path begins with "." or "_". The
+    `key=value` of subfolders are not made columns.
+    """
     text = os.fspath(path)
     if "://" in text:
         found = _remote(text)
     else:
-        found = sorted(glob.glob(os.path.join(text, "*.parquet")) if os.path.isdir(text) else glob.glob(text))
+        found = [file for match in matches(text) for file in (_of_folder(match) if os.path.isdir(match) else [match])]
     if not found:
-        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet, or a glob.")
+        raise ValueError(f"no Parquet file at {text!r}: expected a file, a folder with *.parquet in it, or a glob.")
     return found
+
+
+def matches(path: str) -> list[str]:
+    """The files and folders that a local path or glob means."""
+    return [path] if os.path.exists(path) else sorted(glob.glob(path))
+
+
+def _of_folder(folder: str) -> list[str]:
+    files = (os.path.join(at, name) for at, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(file for file in files if _is_part(os.path.relpath(file, folder)))
+
+
+def _is_part(inside: str) -> bool:
+    names = inside.replace(os.sep, "/").split("/")
+    return names[-1].endswith(".parquet") and not any(name.startswith((".", "_")) for name in names)
 
 
 def _remote(url: str) -> list[str]:
     files, path = fsspec.core.url_to_fs(url)
-    pattern = f"{path.rstrip('/')}/*.parquet" if files.isdir(path) else path
-    return sorted(files.unstrip_protocol(name) for name in files.glob(pattern))
+    found = []
+    for match, what in sorted(files.glob(path.rstrip("/"), detail=True).items()):
+        if what["type"] == "directory":
+            found += sorted(name for name in files.find(match) if _is_part(name[len(match) :].strip("/")))
+        else:
+            found.append(match)
+    return [files.unstrip_protocol(name) for name in found]

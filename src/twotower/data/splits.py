@@ -3,6 +3,8 @@
 Every split returns (train, test) as Polars frames that hold each event once, in its first order.
 """
 
+from numbers import Integral
+
 import polars as pl
 
 from twotower.data.dataset import Dataset, Source
@@ -24,7 +26,7 @@ def split_by_time(events: Source, time: str, test_fraction: float = 0.1) -> Part
         (train, test) as Polars frames in their first order; every train time is before every test time.
 
     Raises:
-        ValueError: unknown column, nulls in it, a fraction outside (0, 1), or a part that would be empty.
+        ValueError: no events, unknown column, nulls in it, a fraction outside (0, 1), or a part that would be empty.
 
     Example:
         >>> train, test = split_by_time({"item": ["a", "b", "c", "d"], "t": [4, 1, 3, 2]}, "t", test_fraction=0.25)
@@ -46,7 +48,7 @@ def split_at_random(events: Source, test_fraction: float = 0.1, seed: int = 0) -
         seed: of the draw, which is the same on every machine for one version of Polars.
 
     Raises:
-        ValueError: a fraction outside (0, 1), or a part that would be empty.
+        ValueError: no events, a fraction outside (0, 1), or a part that would be empty.
 
     Example:
         >>> train, test = split_at_random({"item": list(range(10))}, test_fraction=0.2)
@@ -72,7 +74,7 @@ def split_by_user(
         seed: of the draw without times.
 
     Raises:
-        ValueError: unknown column, nulls in it, a fraction outside (0, 1), or a part that would be empty.
+        ValueError: no events, unknown column, nulls in it, a fraction outside (0, 1), or a part that would be empty.
 
     Example:
         >>> events = {"user": [1, 1, 1, 2], "item": ["a", "b", "c", "d"], "t": [3, 1, 2, 9]}
@@ -99,7 +101,7 @@ def leave_last_out(events: Source, user: str, time: str, last: int = 1) -> Parts
         last: how many events of a user to test.
 
     Raises:
-        ValueError: unknown column, nulls in it, last below 1, or no user with more events than `last`.
+        ValueError: no events, unknown column, nulls in it, last below 1, or no user with more events than `last`.
 
     Example:
         >>> events = {"user": [1, 1, 2, 1], "item": ["a", "b", "c", "d"], "t": [1, 5, 2, 5]}
@@ -107,8 +109,8 @@ def leave_last_out(events: Source, user: str, time: str, last: int = 1) -> Parts
         ['d']
     """
     frame = _checked(events, [user, time])
-    if last < 1:
-        raise ValueError(f"leave_last_out needs last >= 1, got {last}.")
+    if not isinstance(last, Integral) or isinstance(last, bool) or last < 1:
+        raise ValueError(f"leave_last_out needs a whole number last >= 1, got {last}.")
     held = frame.select(pl.len().over(user)).to_series()
     from_last = _place_from_last(frame, user, frame[time])
     return _parts(frame, (from_last < last) & (held > last), f"leaving out the last {last} events of a user")
@@ -123,7 +125,7 @@ def k_core(events: Source, *, user: str, item: str, k: int = 5) -> pl.DataFrame:
         k: the least number of events.
 
     Raises:
-        ValueError: unknown column, nulls in it, k below 1, or nothing left.
+        ValueError: no events, unknown column, nulls in it, k below 1, or nothing left.
 
     Example:
         >>> events = {"user": [1, 1, 2, 2, 3], "item": ["a", "b", "a", "b", "b"]}
@@ -131,8 +133,8 @@ def k_core(events: Source, *, user: str, item: str, k: int = 5) -> pl.DataFrame:
         [1, 1, 2, 2]
     """
     frame = _checked(events, [user, item])
-    if k < 1:
-        raise ValueError(f"a core needs k >= 1, got {k}.")
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"a core needs a whole number k >= 1, got {k}.")
     size = -1
     while len(frame) != size:
         size = len(frame)
@@ -153,6 +155,10 @@ def _checked(events: Source, columns: list[str], fraction: float = 0.5) -> pl.Da
             )
         if frame[column].dtype.is_float() and frame[column].is_nan().any():
             raise ValueError(f"column {column!r} holds nan: such events cannot be placed. Filter them first.")
+    if not len(frame):
+        raise ValueError(
+            "the table has no rows: there are no events to divide. Give one with events, or look at its filters."
+        )
     if not 0 < fraction < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, got {fraction}.")
     return frame

@@ -58,7 +58,7 @@ class RowGroupStream:
     def ends(self) -> Batch:
         """The rows of the first and the last row group."""
         ends = [self.groups[0], self.groups[-1]] if len(self.groups) > 1 else self.groups
-        return widen(self.files.batch_of(ends, self.schema))
+        return widen(self.files.batch_of(ends, self.schema, narrow=True))
 
     def batches(self, seed: int, first: int, number: int) -> Iterator[Batch]:
         """The batches of an epoch from the first-th up to the number-th; the seed is the epoch's."""
@@ -102,7 +102,7 @@ class RowGroupStream:
         return windows
 
     def _read(self, window: list[RowGroup], seed: int) -> Window:
-        batch = self.files.batch_of(window, self.schema)
+        batch = self.files.batch_of(window, self.schema, narrow=True)
         rows = batch_size(batch)
         generator = torch.Generator().manual_seed(seed)
         return batch, torch.randperm(rows, generator=generator) if self.shuffle else torch.arange(rows)
