@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import re
 from hashlib import blake2b
 from pathlib import Path
 
@@ -313,10 +314,68 @@ def test_time_zones_and_wrong_units() -> None:
         codes(tt.Timestamp(), {"x": [0]}, {"x": [int(MOMENT.timestamp()) * 1000]})
     with pytest.raises(ValueError, match="outside the years 1900 to 2200"):
         codes(tt.Timestamp(), {"x": [0]}, {"x": [2**62]})
-    with pytest.raises(ValueError, match="texts that are no times in ISO 8601"):
+    with pytest.raises(
+        ValueError, match="'x' holds 'yesterday' in row 0, and 0 more that are no times: expected ISO 8601"
+    ):
         codes(tt.Timestamp(), {"x": [0]}, {"x": ["yesterday"]})
-    with pytest.raises(ValueError, match="declared a time, but holds Float64"):
+    with pytest.raises(ValueError, match="'x' holds Float64, not times"):
         codes(tt.Timestamp(), {"x": [0]}, {"x": [1.5]})
+
+
+ISO_TEXTS = [
+    "2020-02-01",
+    "2020-02-01 13:05",
+    "2020-02-01T13:05:09.25Z",
+    "2020-02-01T13:05:09+05:30",
+    "2020-02-01 13:05:09,5-03",
+    "2020-12-31T23:30:00-1130",
+    None,
+]
+
+
+def test_a_time_is_read_alike_whatever_stands_beside_it() -> None:
+    """One by one, together, and in the other order; the hours are moved by hand."""
+    parts = ("minute", "hour", "day", "month")
+    expected = [
+        (0, 0, 1, 2), (5, 13, 1, 2), (5, 13, 1, 2), (35, 7, 1, 2), (5, 16, 1, 2), (0, 11, 1, 1), None
+    ]  # fmt: skip
+    for texts, wanted in (
+        (ISO_TEXTS, expected),
+        (ISO_TEXTS[::-1], expected[::-1]),
+        *(([t], [e]) for t, e in zip(ISO_TEXTS, expected, strict=True)),
+    ):
+        out = codes(tt.Timestamp(parts=parts), {"x": ["2020-01-01"]}, {"x": pl.Series(texts, dtype=pl.String)})
+        rows = list(zip(*out.values(), strict=True))
+        assert rows == [(0, 0, 0, 0) if w is None else (1 + w[0], 1 + w[1], w[2], w[3]) for w in wanted]
+    ages = codes(
+        tt.Age("a", "b", unit="seconds", scale=None),
+        {"a": ["2020-02-01T00:00:00"], "b": ["2020-02-01T00:00:00.250Z"]},
+        name="y",
+    )
+    assert ages["y"] == [0.25]
+
+
+@pytest.mark.parametrize("text", ["01/02/2020", "2020-02-01T25:00", "2020-02-01T10:00+99:00", "2020", "1580000000", ""])
+def test_no_time_is_guessed(text: str) -> None:
+    message = f"column 'x' holds {text!r} in row 1, and 0 more that are no times"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        codes(tt.Timestamp(), {"x": ["2020-01-01"]}, {"x": ["2020-01-01", text]})
+
+
+def test_years_and_zones_that_cannot_be_meant() -> None:
+    for raw in ("0001-01-01", datetime.datetime(2201, 1, 1), datetime.date(1899, 12, 31)):
+        with pytest.raises(
+            ValueError, match="column 'x' holds .* in row 1 which is outside the years 1900 to 2200, and 0 more"
+        ):
+            codes(tt.Timestamp(), {"x": [0]}, {"x": pl.Series([None, raw])})
+    for zone in ("Mars/Base", "America", "", 3):
+        with pytest.raises(ValueError, match=f"unknown time_zone {zone!r}: expected a name of the IANA database"):
+            tt.Timestamp(time_zone=zone)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="such as 'Europe/Berlin'"):
+        tt.Timestamp(time_zone="Europe/Berlinn")
+    assert codes(tt.Timestamp(parts="hour"), {"x": pl.Series(["2020-01-01T05:00"], dtype=pl.Categorical)}) == {
+        "x_hour": [6]
+    }
 
 
 def test_ages() -> None:

@@ -10,6 +10,7 @@ from twotower.data.columns import Categorical, Column, Numeric, Text, Timestamp,
 from twotower.data.columns.values import element_type, flat, is_list
 from twotower.data.dataset import Source
 from twotower.data.raw import RawTable
+from twotower.data.times import BOUNDS, UNITS
 from twotower.errors import unknown
 from twotower.schema import Tags
 
@@ -18,8 +19,7 @@ FEW = 50  # a number with so few values names a category
 OWN_VALUE = 0.9  # share of distinct values from which on a text tells nothing but its row
 SKEWED = 20.0  # a largest value so many times the median asks for a logarithm
 WORDS = 3.0  # words in a text on average, from which on it is read word by word
-SECONDS = (4e8, 4.2e9)  # 1982 to 2103 as seconds since 1970
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+SINCE = 4e8  # 1982 as seconds since 1970; smaller numbers may count anything
 
 USER_NAMES = (
     "user_id",
@@ -256,7 +256,7 @@ def _number_verdict(name: str, raw: pl.Series, values: pl.Series, sides: tuple[T
     low, high, distinct = float(values.min()), float(values.max()), values.n_unique()  # type: ignore[arg-type]
     if whole and TIMES.search(name.lower()):
         for unit, factor in UNITS.items():
-            if SECONDS[0] * factor <= low and high <= SECONDS[1] * factor:
+            if SINCE * factor <= low and high < BOUNDS[1] * factor:
                 return Timestamp(sides, unit=unit), f"a time in {unit} since 1970: its hour and weekday are read"
     if whole and IDS.search(name):
         return Categorical(sides), f"{distinct:,} categories, by its name"

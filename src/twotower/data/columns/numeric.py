@@ -11,8 +11,8 @@ import polars as pl
 
 from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags, no_way_back
 from twotower.data.columns.categorical import id_schema
-from twotower.data.columns.times import UNITS, seconds
 from twotower.data.raw import RawTable
+from twotower.data.times import UNITS, moments
 from twotower.errors import choose
 from twotower.schema import ColumnSchema, Tags
 from twotower.tags import TARGETS, TagSet
@@ -127,8 +127,8 @@ class Age(Column):
 
     def raw(self, name: str, raw: pl.DataFrame) -> pl.Series:
         """The ages in `unit`."""
-        start, end = (seconds(raw[column], self.time_unit) for column in (self.since, self.until))
-        return ((end - start) / AGE_UNITS[self.unit]).alias(name)
+        start, end = (moments(raw[column], self.time_unit).dt.epoch("us") for column in (self.since, self.until))
+        return ((end - start) / (10**6 * AGE_UNITS[self.unit])).alias(name)
 
 
 @dataclass(frozen=True)
