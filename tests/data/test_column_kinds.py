@@ -184,6 +184,20 @@ def test_texts_hashed_missing_and_in_lists() -> None:
     assert made.inverse("x", made.transform({"x": pl.Series(["Gift", "card"])}).batch()["x"]) == [["gift"], ["card"]]
 
 
+def test_words_keep_their_marks_however_they_are_typed() -> None:
+    def cut(text: str) -> list[object]:
+        made = tt.Preprocessor({"x": tt.Text(min_count=1)}).fit({"x": [text]})
+        return made.inverse("x", made.transform({"x": pl.Series([text])}).batch()["x"])[0]  # type: ignore[return-value]
+
+    assert cut("Cafe\u0301 CAFE\u0301 caf\u00e9 Caf\u00c9") == ["caf\u00e9"] * 4
+    assert cut("\u0130stanbul") == ["i\u0307stanbul"]  # the small letter of a dotted I is an i with a dot above
+    assert cut("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u092e\u0947\u0902",
+    ]
+    assert cut("I \u2764\ufe0f tea") == ["i", "tea"]  # a mark without a letter is no word
+
+
 # ---- numbers
 
 

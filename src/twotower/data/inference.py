@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from twotower.data.columns import Categorical, Column, Numeric, Text, Timestamp, Vector
+from twotower.data.columns.text import WORD
 from twotower.data.columns.values import element_type, flat, is_list
 from twotower.data.dataset import Source
 from twotower.data.raw import RawTable
@@ -276,5 +277,5 @@ def _share(values: pl.Series, pattern: str) -> float:
 
 
 def _words(values: pl.Series) -> float:
-    counted = values.cast(pl.String).str.count_matches(r"[\p{L}\p{N}]+")
+    counted = values.cast(pl.String).str.count_matches(WORD)
     return float(counted.mean() or 0.0)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from twotower.data.raw import RawTable
 from twotower.errors import choose
 from twotower.schema import ColumnSchema
 
+WORD = r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*"  # marks, such as the vowels of Devanagari, stay with the letter before them
 ANALYZERS = {"word": "runs of words", "char_wb": "characters within words"}
 
 
@@ -24,7 +25,8 @@ ANALYZERS = {"word": "runs of words", "char_wb": "characters within words"}
 class Text(Column):
     """Free text, or lists of texts: its lower-case n-grams, each with an id; the column becomes a list, a bag.
 
-    Words are runs of letters and digits. A null text is an empty list.
+    Words are runs of letters, with their marks, and digits, in Unicode's composed form (NFC): é is one word's letter however it
+    was typed. A null text is an empty list.
 
     Args:
         tags: what the column means; `Tags.CATEGORICAL` is added.
@@ -149,7 +151,7 @@ class _Bag(Learnt):
 
 
 def words(text: pl.Series) -> pl.Series:
-    """Lower-case runs of letters and digits, a list for each row; null gives an empty list.
+    """Lower-case runs of letters with their marks and digits, in NFC, a list for each row; null gives an empty list.
 
     Raises:
         ValueError: a column that holds neither text nor lists of text.
@@ -162,7 +164,7 @@ def words(text: pl.Series) -> pl.Series:
         joined = joined.cast(pl.String)
     if joined.dtype != pl.String:
         raise ValueError(f"column {name!r} is declared Text, but holds {text.dtype}.")
-    return joined.str.to_lowercase().str.extract_all(r"[\p{L}\p{N}]+").fill_null([])
+    return joined.str.to_lowercase().str.normalize("NFC").str.extract_all(WORD).fill_null([])
 
 
 def ngrams(tokens: pl.Series, ngram_range: tuple[int, int], analyzer: str) -> pl.Series:
