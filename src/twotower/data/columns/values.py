@@ -3,10 +3,24 @@
 from collections.abc import Callable
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 INT64_MAX = 2**63 - 1
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A count that is an option, as Python's int, which can be saved; NumPy's are taken.
+
+    Raises:
+        ValueError: a truth value, a number with a point, text, or less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}; give {name}={least} or more.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    return int(value)
 
 
 def element_type(raw: pl.Series) -> pl.DataType:

@@ -12,6 +12,7 @@ from twotower.data.columns.values import buckets_of
 MISSING = 0  # the id of a null, and of nothing else
 UNKNOWN = 1  # the first id of values that the vocabulary does not hold
 SEARCHED = 16  # a column this many times shorter than the vocabulary is looked up by binary search
+HELD = 1_000_000  # counts that may wait to be summed
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def _merged(counts: Iterable[pl.DataFrame]) -> pl.DataFrame | None:
     for part in counts:
         held.append(part)
         rows += len(part)
-        if rows > 4 * distinct + 1_000_000:  # keeps the memory within a multiple of what is distinct
+        if rows > 4 * distinct + HELD:  # keeps the memory within a multiple of what is distinct
             held = [_summed(held)]
             rows = distinct = len(held[0])
     return _summed(held) if held else None
