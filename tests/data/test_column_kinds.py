@@ -16,6 +16,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 import twotower as tt
 from twotower import Tags
 from twotower.data.columns import buckets, vocabulary
+from twotower.data.columns.values import FEW, hash64
 from twotower.data.columns.vocabulary import Vocabulary
 
 
@@ -68,6 +69,16 @@ def test_short_columns_are_searched_to_the_same_codes() -> None:
         place = {v: n + 3 for n, v in enumerate(values.to_list())}
         expected = [0 if v is None else place.get(v, 1 + by_hand(v, 2)) for v in few.to_list()]
         assert held.encode(few).to_list() == expected
+        assert len(few) <= FEW < len(few) * 2  # the loop, the binary search, and the join above
+        assert held.encode(pl.concat([few, few])).to_list() == expected * 2
+        assert [held.encode(few[n : n + 1])[0] for n in range(len(few))] == expected
+        assert hash64(few).to_list() == hash64(many)[: len(few)].to_list()
+        one = Vocabulary("x", values, oov_buckets=1)
+        assert one.encode(few).to_list() == one.encode(many)[: len(few)].to_list()
+    words = ["z", "e\u0301", "\u00e9", "\U0001f600", "\uffee", "", "Z"]  # in the order of code points, as of UTF-8
+    texts = Vocabulary("x", pl.Series(words))
+    assert texts.encode(pl.Series([*words, "a", None])).to_list() == [2, 3, 4, 5, 6, 7, 8, 1, 0]
+    assert Vocabulary("x", pl.Series([], dtype=pl.String)).encode(pl.Series(["a"])).to_list() == [1]
 
 
 def test_hashed_ids_are_a_function_of_the_value_alone() -> None:

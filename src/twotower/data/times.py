@@ -137,9 +137,10 @@ def _from_text(times: pl.Series) -> pl.Series:
 
 def _check_years(times: pl.Series, since: pl.Series, how: str) -> None:
     """ValueError where seconds since 1970 are outside the years of a log."""
-    wrong = ((since < BOUNDS[0]) | (since >= BOUNDS[1])).fill_null(False)
+    known = since.to_numpy()  # nan for null, which is neither before nor after
+    wrong = (known < BOUNDS[0]) | (known >= BOUNDS[1])
     if wrong.any():
-        row = wrong.arg_true()[0]
+        row = int(wrong.argmax())
         raise ValueError(
             f"column {times.name!r} holds {times[row]!r} in row {row}{how} which is outside the years {EARLIEST} to {LATEST}, and "
             f"{wrong.sum() - 1} more: is another unit meant ({', '.join(UNITS)}), or does it stand for no time? Make that null."

@@ -170,7 +170,8 @@ def words(text: pl.Series) -> pl.Series:
         joined = joined.cast(pl.String)
     if joined.dtype != pl.String:
         raise ValueError(f"column {name!r} is declared Text, but holds {text.dtype}.")
-    return joined.str.to_lowercase().str.normalize("NFC").str.extract_all(WORD).fill_null([])
+    found = pl.col(name).str.to_lowercase().str.normalize("NFC").str.extract_all(WORD).fill_null([])
+    return joined.to_frame().select(found)[name]
 
 
 def ngrams(tokens: pl.Series, ngram_range: tuple[int, int], analyzer: str) -> pl.Series:

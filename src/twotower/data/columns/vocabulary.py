@@ -1,5 +1,6 @@
 """Vocabulary: distinct values and their ids."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import polars as pl
 
-from twotower.data.columns.values import buckets_of
+from twotower.data.columns.values import FEW, buckets_of, hash_of
 
 MISSING = 0  # the id of a null, and of nothing else
 UNKNOWN = 1  # the first id of values that the vocabulary does not hold
@@ -44,6 +45,8 @@ class Vocabulary:
 
     def encode(self, values: pl.Series) -> pl.Series:
         """(n,) Int64 ids of flat values of the vocabulary's type."""
+        if len(values) <= FEW:
+            return self._few(values)
         searched = len(values) * SEARCHED < len(self.values)
         known = self._searched(values) if searched else self._replaced(values)
         if self.oov_buckets == 1:
@@ -73,6 +76,21 @@ class Vocabulary:
             )
         place = ids.cast(pl.Int64) - self.first
         return self.values.gather(pl.select(pl.when(place >= 0).then(place)).to_series())
+
+    def _few(self, values: pl.Series) -> pl.Series:
+        """`encode` without a query to Polars, each of which takes longer than looking up a few values."""
+        ordered, ids = self._sorted
+        keys = ordered.to_numpy() if ordered.dtype == pl.Int64 else ordered
+        made = []
+        for value in values.to_list():
+            place = 0 if value is None else bisect_left(keys, value)  # type: ignore[type-var]
+            if value is None:
+                made.append(MISSING)
+            elif place < len(keys) and keys[place] == value:
+                made.append(ids[place])
+            else:
+                made.append(UNKNOWN + (hash_of(str(value)) % self.oov_buckets if self.oov_buckets > 1 else 0))
+        return pl.Series("id", made, dtype=pl.Int64)
 
     def _replaced(self, values: pl.Series) -> pl.Series:
         ids = pl.Series(np.arange(self.first, self.first + len(self.values)))
