@@ -181,9 +181,11 @@ def _follows(frame: pl.DataFrame, name: str, owner: str) -> bool:
 
 def _verdict(name: str, raw: pl.Series, sides: tuple[Tags, ...], roles: _Roles) -> Verdict:
     if name == roles.item:
-        return Categorical(Tags.ITEM_ID), "the item's id"
+        return Categorical(Tags.ITEM_ID), "the item's id" + _nulls(
+            raw, "no tower knows the item of these rows: leave them out"
+        )
     if name == roles.user:
-        return Categorical(Tags.USER_ID), "the user's id"
+        return Categorical(Tags.USER_ID), "the user's id" + _nulls(raw, "they are one user to the tower")
     values = flat(raw).drop_nulls()
     if values.n_unique() <= 1 and not is_list(raw):
         return None, "left out: it has one value only" if len(values) else "left out: it is empty"
@@ -207,6 +209,10 @@ def _verdict(name: str, raw: pl.Series, sides: tuple[Tags, ...], roles: _Roles) 
     if kind.is_numeric():
         return _number_verdict(name, raw, values, sides)
     return None, f"left out: {kind} has no reading here"
+
+
+def _nulls(raw: pl.Series, meaning: str) -> str:
+    return f"; {raw.null_count():,} of {len(raw):,} rows have none: {meaning}" if raw.null_count() else ""
 
 
 def _list_verdict(raw: pl.Series, values: pl.Series, sides: tuple[Tags, ...], roles: _Roles) -> Verdict:
