@@ -276,7 +276,10 @@ def test_numbers_that_float_cannot_hold_are_errors(recwarn: pytest.WarningsRecor
         with pytest.raises(
             ValueError, match=r"'x' holds -?900719925474099\d, but as numbers whole ones are exact below"
         ):
-            codes(column, {"x": [1, -large]})
+            tt.Preprocessor({"x": column}).fit({"x": [1, -large]}).transform({"x": [-large]})
+    for scale in ("log", None):
+        with pytest.raises(ValueError, match="whole ones are exact below"):
+            tt.Preprocessor({"x": tt.Numeric(scale=scale)}).fit({"x": [1, -large]})
     with pytest.raises(ValueError, match=f"'x' holds {large}, but"):
         codes(tt.Numeric(), {"x": [1, 2]}, {"x": [1, large]})
     assert codes(tt.Numeric(scale="min-max"), {"x": [0, 2**53 - 1]})["x"] == [0, 1]
