@@ -286,6 +286,7 @@ def test_ids_are_dropped_as_often_as_asked() -> None:
     assert counts[0] == 0
     assert counts[1:4].min() > 0.95 * counts[1:4].max()  # about 15,300 each, with a deviation of about 1 %
     assert len(counts) == 4
+    assert torch.equal(several[given <= 3], given[given <= 3])  # each unknown id stays the one that it is
     lists = drop_ids(tt.Ragged(given, torch.tensor([0, 10, 100_000])), 0.2, 1)
     assert lists.offsets.tolist() == [0, 10, 100_000]
     assert (lists.values != given).any()

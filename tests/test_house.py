@@ -12,11 +12,12 @@ SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
     "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
-    "data.parquet", "data.dataset", "data.raw", "data.columns.values", "data.columns.vocabulary",
+    "data.parquet", "data.dataset", "data.raw", "data.times", "data.columns.values", "data.columns.vocabulary",
     "data.columns.base", "data.columns.categorical", "data.columns.hashed", "data.columns.times",
-    "data.columns.numeric", "data.columns.text", "data.columns.vectors", "data.columns", "data.preprocessor",
+    "data.columns.numeric", "data.columns.buckets", "data.columns.text", "data.columns.vectors", "data.columns",
+    "data.preprocessor",
     "data.inference", "data.splits", "data.leaks", "data.histories", "data.stream", "data.loader", "data.targets",
-    "data.catalog", "data.delimited", "data.movielens", "data.sources", "data.times", "data.interactions",
+    "data.catalog", "data.delimited", "data.movielens", "data.sources", "data.interactions",
     "data.synthetic.schemas", "data.synthetic.roles", "data.synthetic.features", "data.synthetic.laws",
     "data.synthetic.raw", "blocks.initializers", "blocks.pooling", "blocks.history.base", "blocks.history.groups",
     "blocks.history.bag", "blocks.history.gru", "blocks.history.transformer", "blocks.id_dropout", "blocks.table",

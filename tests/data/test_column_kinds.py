@@ -2,6 +2,8 @@
 
 import datetime
 import math
+import re
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from sklearn.feature_extraction.text import CountVectorizer
 
 import twotower as tt
 from twotower import Tags
+from twotower.data.columns import buckets, vocabulary
+from twotower.data.columns.values import FEW, hash64
 from twotower.data.columns.vocabulary import Vocabulary
 
 
@@ -56,15 +60,25 @@ def test_the_vocabulary_keeps_the_most_frequent_values() -> None:
 def test_short_columns_are_searched_to_the_same_codes() -> None:
     rng = np.random.default_rng(0)
     for values in (pl.Series(rng.permutation(10_000) * 3), pl.Series([f"k{n}" for n in rng.permutation(10_000)])):
-        vocabulary = Vocabulary("x", values, oov_buckets=2)
+        held = Vocabulary("x", values, oov_buckets=2)
         asked = pl.concat([values.sample(50, seed=1), pl.Series([None], dtype=values.dtype)])
         other = pl.Series([-5, 1, 10**9]) if values.dtype == pl.Int64 else pl.Series(["", "k", "zz"])
         few = pl.concat([asked, other.cast(values.dtype)])
         many = pl.concat([few] * 20)  # long enough for the hash join
-        assert vocabulary.encode(few).to_list() * 20 == vocabulary.encode(many).to_list()
+        assert held.encode(few).to_list() * 20 == held.encode(many).to_list()
         place = {v: n + 3 for n, v in enumerate(values.to_list())}
         expected = [0 if v is None else place.get(v, 1 + by_hand(v, 2)) for v in few.to_list()]
-        assert vocabulary.encode(few).to_list() == expected
+        assert held.encode(few).to_list() == expected
+        assert len(few) <= FEW < len(few) * 2  # the loop, the binary search, and the join above
+        assert held.encode(pl.concat([few, few])).to_list() == expected * 2
+        assert [held.encode(few[n : n + 1])[0] for n in range(len(few))] == expected
+        assert hash64(few).to_list() == hash64(many)[: len(few)].to_list()
+        one = Vocabulary("x", values, oov_buckets=1)
+        assert one.encode(few).to_list() == one.encode(many)[: len(few)].to_list()
+    words = ["z", "e\u0301", "\u00e9", "\U0001f600", "\uffee", "", "Z"]  # in the order of code points, as of UTF-8
+    texts = Vocabulary("x", pl.Series(words))
+    assert texts.encode(pl.Series([*words, "a", None])).to_list() == [2, 3, 4, 5, 6, 7, 8, 1, 0]
+    assert Vocabulary("x", pl.Series([], dtype=pl.String)).encode(pl.Series(["a"])).to_list() == [1]
 
 
 def test_hashed_ids_are_a_function_of_the_value_alone() -> None:
@@ -185,6 +199,20 @@ def test_texts_hashed_missing_and_in_lists() -> None:
     assert made.inverse("x", made.transform({"x": pl.Series(["Gift", "card"])}).batch()["x"]) == [["gift"], ["card"]]
 
 
+def test_words_keep_their_marks_however_they_are_typed() -> None:
+    def cut(text: str) -> list[object]:
+        made = tt.Preprocessor({"x": tt.Text(min_count=1)}).fit({"x": [text]})
+        return made.inverse("x", made.transform({"x": pl.Series([text])}).batch()["x"])[0]  # type: ignore[return-value]
+
+    assert cut("Cafe\u0301 CAFE\u0301 caf\u00e9 Caf\u00c9") == ["caf\u00e9"] * 4
+    assert cut("\u0130stanbul") == ["i\u0307stanbul"]  # the small letter of a dotted I is an i with a dot above
+    assert cut("\u0939\u093f\u0928\u094d\u0926\u0940 \u092e\u0947\u0902") == [
+        "\u0939\u093f\u0928\u094d\u0926\u0940",
+        "\u092e\u0947\u0902",
+    ]
+    assert cut("I \u2764\ufe0f tea") == ["i", "tea"]  # a mark without a letter is no word
+
+
 # ---- numbers
 
 
@@ -234,6 +262,76 @@ def test_missing_numbers_without_a_declared_value_are_errors() -> None:
         tt.Numeric(fill="median")
 
 
+def test_numbers_that_float_cannot_hold_are_errors(recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(ValueError, match=r"'x' holds 1e\+300 in row 1, which scaled is 1e\+300: more than float32"):
+        codes(tt.Numeric(scale=None), {"x": [1.0, 1e300]})
+    with pytest.raises(ValueError, match="'x' holds None in row 0, which scaled is 1e"):
+        codes(tt.Numeric(scale=None, fill=1e39), {"x": [None, 1.0]})
+    for scale, fill in (("standard", None), ("min-max", None), (None, "mean")):
+        with pytest.raises(ValueError, match=r"'x' holds -1e\+308: numbers beyond 1e\+140 have no mean and deviation"):
+            codes(tt.Numeric(scale=scale, fill=fill), {"x": [1.0, -1e308, 1e307]})
+    assert np.isfinite(codes(tt.Numeric(scale="log"), {"x": [1.0, -1e308, 1e307]})["x"]).all()
+    with pytest.raises(ValueError, match="'x' holds 1e.308 in row 0, which scaled is inf"):
+        codes(tt.Numeric(), {"x": [0.0, 0.5]}, {"x": [1e308]})
+    large = 2**53 + 1
+    for column in (tt.Numeric(), tt.Numeric(scale="log"), tt.Bucketized(buckets=2), tt.Bucketized(buckets=(2,))):
+        with pytest.raises(
+            ValueError, match=r"'x' holds -?900719925474099\d, but as numbers whole ones are exact below"
+        ):
+            tt.Preprocessor({"x": column}).fit({"x": [1, -large]}).transform({"x": [-large]})
+    for scale in ("log", None):
+        with pytest.raises(ValueError, match="whole ones are exact below"):
+            tt.Preprocessor({"x": tt.Numeric(scale=scale)}).fit({"x": [1, -large]})
+    with pytest.raises(ValueError, match=f"'x' holds {large}, but"):
+        codes(tt.Numeric(), {"x": [1, 2]}, {"x": [1, large]})
+    assert codes(tt.Numeric(scale="min-max"), {"x": [0, 2**53 - 1]})["x"] == [0, 1]
+    assert not len(recwarn)
+
+
+def test_options_are_checked_at_the_door_and_can_be_saved(tmp_path: Path) -> None:
+    columns = {
+        "a": tt.Numeric(fill=np.float32(0.5)),
+        "b": tt.Bucketized(buckets=np.int64(3)),
+        "c": tt.Bucketized(buckets=np.array([1, 2])),  # type: ignore[arg-type]
+        "d": tt.Text(min_count=np.int32(1), max_size=np.int64(9), ngram_range=np.array([1, 2])),  # type: ignore[arg-type]
+    }
+    table = {"a": [1.0, None], "b": [1.0, 2.0], "c": [0, 3], "d": ["x y", "y"]}
+    made = tt.Preprocessor(columns).fit(table)
+    made.save(tmp_path / "made")
+    loaded = tt.Preprocessor.load(tmp_path / "made")
+    assert loaded.columns == columns
+    assert loaded.transform(table).table == made.transform(table).table
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tt.Text(min_count=1.5), "min_count must be a whole number, got 1.5"),
+        (lambda: tt.Text(max_size=True), "max_size must be a whole number, got True"),
+        (lambda: tt.Text(buckets="7"), "buckets must be a whole number, got '7'"),
+        (lambda: tt.Text(min_count=None), "min_count must be a whole number, got None"),
+        (lambda: tt.Text(buckets=0), "buckets must be at least 1, got 0"),
+        (lambda: tt.Text(ngram_range=(1.0, 2.0)), "n of ngram_range must be a whole number, got 1.0"),
+        (lambda: tt.Text(ngram_range=(2, 1)), "ngram_range must be"),
+        (lambda: tt.Text(buckets=7, min_count=5), "buckets=7 hashes n-grams, and min_count and max_size limit"),
+        (lambda: tt.Text(buckets=7, max_size=5), "leave out one or the other"),
+        (lambda: tt.Bucketized(buckets=3.0), "buckets must be a whole number, got 3.0"),
+        (lambda: tt.Bucketized(buckets=True), "buckets must be a whole number, got True"),
+        (lambda: tt.Bucketized(buckets="ten"), "buckets must be a whole number, got 'ten'"),
+        (lambda: tt.Bucketized(buckets=(1, math.nan)), "finite rising boundaries, got nan"),
+        (lambda: tt.Bucketized(buckets=(1, "2")), "finite rising boundaries, got '2'"),
+        (lambda: tt.Numeric(fill=True), "fill must be a finite number or 'mean', got True"),
+        (lambda: tt.Numeric(fill=math.inf), "fill must be a finite number or 'mean', got inf"),
+        (lambda: tt.Numeric(fill=0.0, indicator=1), "indicator must be True or False, got 1"),
+        (lambda: tt.Age("a", "b", fill=True), "fill must be a finite number or 'mean', got True"),
+        (lambda: tt.Timestamp(unit="h"), "unknown unit 'h'"),
+    ],
+)
+def test_options_that_cannot_be_meant(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
 def test_moments_of_parts_are_those_of_the_whole(tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Large means and small spreads, where sums of squares would lose everything."""
     x = 1.4e9 + np.random.default_rng(3).normal(0, 5, 10_000)
@@ -257,6 +355,61 @@ def test_buckets_hold_equal_shares() -> None:
     tied = [0.0] * 6 + [1.0, 2.0, 3.0, 4.0]
     assert codes(tt.Bucketized(buckets=2), {"x": tied})["x"] == [1] * 6 + [2] * 4
     assert codes(tt.Bucketized(buckets=5), {"x": [7.0] * 9})["x"] == [1] * 9
+
+
+def test_buckets_of_many_values_are_near_and_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks against all 200,000 values; the frames that are held are counted where they are summed."""
+    limit, rows = 1000, 200_000
+    monkeypatch.setattr(buckets, "HELD", limit)
+    summed, most = buckets._summed, 0
+
+    def watched(parts: list[pl.DataFrame]) -> pl.DataFrame:
+        nonlocal most
+        most = max(most, sum(len(p) for p in parts))
+        return summed(parts)
+
+    monkeypatch.setattr(buckets, "_summed", watched)
+    x = np.random.default_rng(0).lognormal(size=rows)
+    x[::4] = 1.0  # a value of a quarter of the rows keeps its weight
+    for order in (x, np.sort(x), -np.sort(-x)):
+        parts = (pl.Series("value", part).value_counts(name="count") for part in np.split(order, 400))
+        bounds = buckets.quantile_boundaries("x", parts, 10)
+        below = np.searchsorted(np.sort(x), bounds) / rows
+        bound = (1 + math.log2(rows / limit)) / limit
+        # what is below a boundary: the tenths, but for the repeated value, whose rows all go to one side
+        wanted = [k / 10 for k in range(1, 10)]
+        at_one = (float((x < 1).mean()), float((x <= 1).mean()))
+        wanted = [w for w in wanted if not at_one[0] < w <= at_one[1]] + [at_one[1]]
+        assert len(bounds) == len(wanted)
+        np.testing.assert_allclose(below, sorted(wanted), atol=bound)
+        assert 1.0 not in bounds
+    assert most < limit * (3 + math.log2(rows / limit))
+
+
+def test_few_values_are_counted_exactly_however_many_rows_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "HELD", 100)
+    parts = (pl.DataFrame({"value": np.arange(90.0), "count": np.arange(90) + n}) for n in range(20))
+    held = buckets.thinned_counts(parts)
+    assert held is not None
+    assert held["value"].to_list() == list(range(90))
+    assert held["count"].to_list() == [20 * v + 190 for v in range(90)]
+
+
+def test_counts_of_a_vocabulary_are_summed_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 parts of the same 50 values: no more than 4 times the distinct ones, the limit and a part wait."""
+    monkeypatch.setattr(vocabulary, "HELD", 100)
+    summed, held = vocabulary._summed, []
+
+    def watched(parts: list[pl.DataFrame]) -> pl.DataFrame:
+        held.append(sum(len(p) for p in parts))
+        return summed(parts)
+
+    monkeypatch.setattr(vocabulary, "_summed", watched)
+    parts = (pl.DataFrame({"value": np.arange(50), "count": np.arange(50) + 1}) for _ in range(200))
+    merged = vocabulary._merged(parts)
+    assert merged is not None
+    assert merged.sort("value")["count"].to_list() == [200 * (v + 1) for v in range(50)]
+    assert max(held) <= 4 * 50 + 100 + 50
 
 
 def test_declared_boundaries_hold_their_lower_end() -> None:
@@ -315,10 +468,68 @@ def test_time_zones_and_wrong_units() -> None:
         codes(tt.Timestamp(), {"x": [0]}, {"x": [int(MOMENT.timestamp()) * 1000]})
     with pytest.raises(ValueError, match="outside the years 1900 to 2200"):
         codes(tt.Timestamp(), {"x": [0]}, {"x": [2**62]})
-    with pytest.raises(ValueError, match="texts that are no times in ISO 8601"):
+    with pytest.raises(
+        ValueError, match="'x' holds 'yesterday' in row 0, and 0 more that are no times: expected ISO 8601"
+    ):
         codes(tt.Timestamp(), {"x": [0]}, {"x": ["yesterday"]})
-    with pytest.raises(ValueError, match="declared a time, but holds Float64"):
+    with pytest.raises(ValueError, match="'x' holds Float64, not times"):
         codes(tt.Timestamp(), {"x": [0]}, {"x": [1.5]})
+
+
+ISO_TEXTS = [
+    "2020-02-01",
+    "2020-02-01 13:05",
+    "2020-02-01T13:05:09.25Z",
+    "2020-02-01T13:05:09+05:30",
+    "2020-02-01 13:05:09,5-03",
+    "2020-12-31T23:30:00-1130",
+    None,
+]
+
+
+def test_a_time_is_read_alike_whatever_stands_beside_it() -> None:
+    """One by one, together, and in the other order; the hours are moved by hand."""
+    parts = ("minute", "hour", "day", "month")
+    expected = [
+        (0, 0, 1, 2), (5, 13, 1, 2), (5, 13, 1, 2), (35, 7, 1, 2), (5, 16, 1, 2), (0, 11, 1, 1), None
+    ]  # fmt: skip
+    for texts, wanted in (
+        (ISO_TEXTS, expected),
+        (ISO_TEXTS[::-1], expected[::-1]),
+        *(([t], [e]) for t, e in zip(ISO_TEXTS, expected, strict=True)),
+    ):
+        out = codes(tt.Timestamp(parts=parts), {"x": ["2020-01-01"]}, {"x": pl.Series(texts, dtype=pl.String)})
+        rows = list(zip(*out.values(), strict=True))
+        assert rows == [(0, 0, 0, 0) if w is None else (1 + w[0], 1 + w[1], w[2], w[3]) for w in wanted]
+    ages = codes(
+        tt.Age("a", "b", unit="seconds", scale=None),
+        {"a": ["2020-02-01T00:00:00"], "b": ["2020-02-01T00:00:00.250Z"]},
+        name="y",
+    )
+    assert ages["y"] == [0.25]
+
+
+@pytest.mark.parametrize("text", ["01/02/2020", "2020-02-01T25:00", "2020-02-01T10:00+99:00", "2020", "1580000000", ""])
+def test_no_time_is_guessed(text: str) -> None:
+    message = f"column 'x' holds {text!r} in row 1, and 0 more that are no times"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        codes(tt.Timestamp(), {"x": ["2020-01-01"]}, {"x": ["2020-01-01", text]})
+
+
+def test_years_and_zones_that_cannot_be_meant() -> None:
+    for raw in ("0001-01-01", datetime.datetime(2201, 1, 1), datetime.date(1899, 12, 31)):
+        with pytest.raises(
+            ValueError, match="column 'x' holds .* in row 1 which is outside the years 1900 to 2200, and 0 more"
+        ):
+            codes(tt.Timestamp(), {"x": [0]}, {"x": pl.Series([None, raw])})
+    for zone in ("Mars/Base", "America", "", 3):
+        with pytest.raises(ValueError, match=f"unknown time_zone {zone!r}: expected a name of the IANA database"):
+            tt.Timestamp(time_zone=zone)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="such as 'Europe/Berlin'"):
+        tt.Timestamp(time_zone="Europe/Berlinn")
+    assert codes(tt.Timestamp(parts="hour"), {"x": pl.Series(["2020-01-01T05:00"], dtype=pl.Categorical)}) == {
+        "x_hour": [6]
+    }
 
 
 def test_ages() -> None:

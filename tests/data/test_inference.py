@@ -104,6 +104,15 @@ def test_names_that_are_not_usual_are_asked_for() -> None:
     assert found.columns == {"who": tt.Categorical(Tags.USER_ID), "what": tt.Categorical(Tags.ITEM_ID)}
 
 
+def test_ids_that_are_missing_are_told() -> None:
+    found = tt.infer_columns({"user_id": [1, 1, 2, None], "item_id": ["a", None, None, "b"]}, {"item_id": ["a", "b"]})
+    why = dict(found.report.select("column", "why").iter_rows())
+    assert why["item_id"].startswith("the item's id; 2 of 6 rows have none: no tower knows the item of these rows")
+    assert why["user_id"].startswith("the user's id; 1 of 4 rows have none")
+    whole = tt.infer_columns({"user_id": [1], "item_id": ["a"]}).report["why"].to_list()
+    assert whole == ["the user's id", "the item's id"]
+
+
 def test_only_the_first_rows_are_looked_at(monkeypatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("twotower.data.inference.LOOKED_AT", 3)
     frame = pl.DataFrame({"item_id": [1, 2, 3, 4], "kind": ["a", "b", "a", None]})

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import polars as pl
 
 from twotower.data.columns import Categorical, Column, Numeric, Text, Timestamp, Vector
+from twotower.data.columns.text import WORD
 from twotower.data.columns.values import element_type, flat, is_list
 from twotower.data.dataset import Source
 from twotower.data.raw import RawTable
+from twotower.data.times import BOUNDS, UNITS
 from twotower.errors import unknown
 from twotower.schema import Tags
 
@@ -18,8 +20,7 @@ FEW = 50  # a number with so few values names a category
 OWN_VALUE = 0.9  # share of distinct values from which on a text tells nothing but its row
 SKEWED = 20.0  # a largest value so many times the median asks for a logarithm
 WORDS = 3.0  # words in a text on average, from which on it is read word by word
-SECONDS = (4e8, 4.2e9)  # 1982 to 2103 as seconds since 1970
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+SINCE = 4e8  # 1982 as seconds since 1970; smaller numbers may count anything
 
 USER_NAMES = (
     "user_id",
@@ -180,9 +181,11 @@ def _follows(frame: pl.DataFrame, name: str, owner: str) -> bool:
 
 def _verdict(name: str, raw: pl.Series, sides: tuple[Tags, ...], roles: _Roles) -> Verdict:
     if name == roles.item:
-        return Categorical(Tags.ITEM_ID), "the item's id"
+        return Categorical(Tags.ITEM_ID), "the item's id" + _nulls(
+            raw, "no tower knows the item of these rows: leave them out"
+        )
     if name == roles.user:
-        return Categorical(Tags.USER_ID), "the user's id"
+        return Categorical(Tags.USER_ID), "the user's id" + _nulls(raw, "they are one user to the tower")
     values = flat(raw).drop_nulls()
     if values.n_unique() <= 1 and not is_list(raw):
         return None, "left out: it has one value only" if len(values) else "left out: it is empty"
@@ -206,6 +209,10 @@ def _verdict(name: str, raw: pl.Series, sides: tuple[Tags, ...], roles: _Roles) 
     if kind.is_numeric():
         return _number_verdict(name, raw, values, sides)
     return None, f"left out: {kind} has no reading here"
+
+
+def _nulls(raw: pl.Series, meaning: str) -> str:
+    return f"; {raw.null_count():,} of {len(raw):,} rows have none: {meaning}" if raw.null_count() else ""
 
 
 def _list_verdict(raw: pl.Series, values: pl.Series, sides: tuple[Tags, ...], roles: _Roles) -> Verdict:
@@ -256,7 +263,7 @@ def _number_verdict(name: str, raw: pl.Series, values: pl.Series, sides: tuple[T
     low, high, distinct = float(values.min()), float(values.max()), values.n_unique()  # type: ignore[arg-type]
     if whole and TIMES.search(name.lower()):
         for unit, factor in UNITS.items():
-            if SECONDS[0] * factor <= low and high <= SECONDS[1] * factor:
+            if SINCE * factor <= low and high < BOUNDS[1] * factor:
                 return Timestamp(sides, unit=unit), f"a time in {unit} since 1970: its hour and weekday are read"
     if whole and IDS.search(name):
         return Categorical(sides), f"{distinct:,} categories, by its name"
@@ -276,5 +283,5 @@ def _share(values: pl.Series, pattern: str) -> float:
 
 
 def _words(values: pl.Series) -> float:
-    counted = values.cast(pl.String).str.count_matches(r"[\p{L}\p{N}]+")
+    counted = values.cast(pl.String).str.count_matches(WORD)
     return float(counted.mean() or 0.0)  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Numeric, Age and Bucketized: numbers, scaled or cut into buckets."""
+"""Numeric and Age: numbers, scaled."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -9,10 +9,9 @@ import narwhals as nw
 import numpy as np
 import polars as pl
 
-from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags, no_way_back
-from twotower.data.columns.categorical import id_schema
-from twotower.data.columns.times import UNITS, seconds
+from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags
 from twotower.data.raw import RawTable
+from twotower.data.times import UNITS, moments
 from twotower.errors import choose
 from twotower.schema import ColumnSchema, Tags
 from twotower.tags import TARGETS, TagSet
@@ -22,6 +21,8 @@ SCALES = {
     "log": "sign(x) log(1 + |x|), then as standard",
     "min-max": "0 to 1",
 }
+WHOLE = 2**53  # from here on float64 rounds whole numbers
+LARGEST = 1e140  # the sum of the squares of numbers up to this one fits float64
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Numeric(Column):
         source: the raw column to read; by default the one of the same name.
 
     Raises:
-        ValueError: an unknown scale or fill, or an indicator without `fill`.
+        ValueError: an unknown scale or fill, or an indicator without `fill`; in use: missing numbers without `fill`, infinite
+            ones, whole ones from 2^53 on, which float64 would round, and those that scaled are more than float32 can hold.
     """
 
     kind: ClassVar[str] = "numeric"
@@ -50,7 +52,7 @@ class Numeric(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        check_scaling(self.scale, self.fill, self.indicator)
+        object.__setattr__(self, "fill", checked_fill(self.scale, self.fill, self.indicator))
 
     def reads(self, name: str) -> tuple[str, ...]:
         return (self.source or name,)
@@ -104,7 +106,7 @@ class Age(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        check_scaling(self.scale, self.fill, self.indicator)
+        object.__setattr__(self, "fill", checked_fill(self.scale, self.fill, self.indicator))
         choose("unit", self.unit, AGE_UNITS)
         choose("time_unit", self.time_unit, UNITS)
 
@@ -127,63 +129,8 @@ class Age(Column):
 
     def raw(self, name: str, raw: pl.DataFrame) -> pl.Series:
         """The ages in `unit`."""
-        start, end = (seconds(raw[column], self.time_unit) for column in (self.since, self.until))
-        return ((end - start) / AGE_UNITS[self.unit]).alias(name)
-
-
-@dataclass(frozen=True)
-class Bucketized(Column):
-    """A number cut into buckets, each with an id and so an embedding; 0 is null or NaN.
-
-    Args:
-        tags: what the column means; `Tags.CATEGORICAL` is added.
-        buckets: how many, of about as many rows each (quantiles of the data it was fitted on; fewer where values repeat);
-            or the boundaries themselves, rising. A bucket holds its lower boundary and not its upper one.
-        source: the raw column to read; by default the one of the same name.
-
-    Raises:
-        ValueError: fewer than two buckets, or boundaries that do not rise.
-    """
-
-    kind: ClassVar[str] = "bucketized"
-    tags: Tagged = ()
-    buckets: int | tuple[float, ...] = 10
-    source: str | None = None
-
-    def __post_init__(self) -> None:
-        keep_tags(self)
-        if isinstance(self.buckets, int):
-            if self.buckets < 2:
-                raise ValueError(f"buckets must be at least 2, got {self.buckets}.")
-            return
-        object.__setattr__(self, "buckets", tuple(float(b) for b in self.buckets))
-        bounds = self.boundaries()
-        if not bounds or any(not math.isfinite(b) for b in bounds) or list(bounds) != sorted(set(bounds)):
-            raise ValueError(f"buckets must be a number of buckets, or finite rising boundaries; got {self.buckets}.")
-
-    def boundaries(self) -> tuple[float, ...]:
-        """The boundaries, if they were declared."""
-        return () if isinstance(self.buckets, int) else self.buckets
-
-    def reads(self, name: str) -> tuple[str, ...]:
-        return (self.source or name,)
-
-    def group(self, name: str) -> str:
-        return name
-
-    def learn(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> Learnt:
-        bounds = self.boundaries()
-        if isinstance(self.buckets, int):
-            source = self.reads(name)[0]
-            counts = [c for table in holding(tables, [source]) for c in table.counts(source)]
-            bounds = quantile_boundaries(source, counts, self.buckets)
-        return _Cut(name, self, bounds)
-
-    def extend(self, name: str, tables: Sequence[RawTable], columns: Mapping[str, Column], known: Known) -> None:
-        return None
-
-    def restore(self, name: str, state: Json, known: Known) -> Learnt:
-        return _Cut(name, self, tuple(state["boundaries"]))
+        start, end = (moments(raw[column], self.time_unit).dt.epoch("us") for column in (self.since, self.until))
+        return ((end - start) / (10**6 * AGE_UNITS[self.unit])).alias(name)
 
 
 AGE_UNITS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86400, "weeks": 7 * 86400}
@@ -218,12 +165,20 @@ class _Scaled(Learnt):
         values = self.column.raw(self.name, raw)
         x = numbers(values, values.name)
         missing = np.isnan(x)
-        scaled = self.scaling.apply(x)
-        if missing.any():
-            if self.scaling.fill is None:
-                raise _holes(values.name, int(missing.sum()), len(x))
-            scaled[missing] = self.scaling.fill
-        out = [pl.Series(self.name, scaled.astype(np.float32))]
+        with np.errstate(over="ignore"):  # what overflows is told below
+            scaled = self.scaling.apply(x)
+            if missing.any():
+                if self.scaling.fill is None:
+                    raise _holes(values.name, int(missing.sum()), len(x))
+                scaled[missing] = self.scaling.fill
+            made = scaled.astype(np.float32)
+        if not np.isfinite(made).all():
+            row = int(np.argmin(np.isfinite(made)))
+            raise ValueError(
+                f"column {values.name!r} holds {values[row]!r} in row {row}, which scaled is {scaled[row]:.3g}: more than float32 "
+                'can hold. Repair it, or take scale="log".'
+            )
+        out = [pl.Series(self.name, made)]
         if self.column.indicator:
             out.append(pl.Series(self.name + "_missing", missing.astype(np.float32)))
         return out
@@ -241,41 +196,29 @@ class _Scaled(Learnt):
         return asdict(self.scaling)
 
 
-class _Cut(Learnt):
-    def __init__(self, name: str, column: Bucketized, boundaries: tuple[float, ...]) -> None:
-        super().__init__(name, lists=False)
-        self.column = column
-        self.boundaries = boundaries
-
-    def encode(self, raw: pl.DataFrame) -> list[pl.Series]:
-        source = self.column.reads(self.name)[0]
-        x = numbers(raw[source], source, infinite=True)
-        ids = 1 + np.searchsorted(np.array(self.boundaries), x, side="right")
-        return [pl.Series(self.name, np.where(np.isnan(x), 0, ids).astype(np.int64))]
-
-    def schema(self) -> list[ColumnSchema]:
-        domain = {"min": 0, "max": len(self.boundaries) + 1, "name": self.name}
-        return [id_schema(self.name, self.column.tags, False, {"domain": domain})]
-
-    def inverse(self, codes: pl.Series) -> pl.Series:
-        raise no_way_back(self.name, "cut into buckets")
-
-    def state(self) -> Json:
-        return {"boundaries": list(self.boundaries)}
-
-
-def check_scaling(scale: str | None, fill: float | str | None, indicator: bool) -> None:
-    """ValueError for options of Numeric that do not exist or do not go together."""
+def checked_fill(scale: str | None, fill: float | str | None, indicator: bool) -> float | str | None:
+    """`fill` with a number as Python's; ValueError for options of Numeric that do not exist or do not go together."""
     if scale is not None:
         choose("scale", scale, SCALES)
-    if isinstance(fill, str):
-        choose("fill", fill, {"mean": fill})
-    elif fill is not None and not math.isfinite(fill):
-        raise ValueError(f"fill must be a finite number or 'mean', got {fill}.")
+    if not isinstance(indicator, bool):
+        raise ValueError(f"indicator must be True or False, got {indicator!r}.")
     if indicator and fill is None:
         raise ValueError(
             'indicator=True marks missing values, which are errors without fill; give fill="mean" or a number.'
         )
+    if fill is None:
+        return None
+    if isinstance(fill, str):
+        return choose("fill", fill, {"mean": "mean"})
+    return finite_number(fill, "fill must be a finite number or 'mean'")
+
+
+def finite_number(value: object, expected: str) -> float:
+    """An option as Python's float; ValueError beginning with what was expected."""
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{expected}, got {value!r}.")
+    return float(value)  # type: ignore[arg-type]
 
 
 def numbers(raw: pl.Series, name: str, infinite: bool = False) -> np.ndarray:
@@ -283,6 +226,9 @@ def numbers(raw: pl.Series, name: str, infinite: bool = False) -> np.ndarray:
     if not (raw.dtype.is_numeric() or raw.dtype in (pl.Boolean, pl.Null)):
         raise ValueError(f"column {name!r} is declared a number, but holds {raw.dtype}; cast it first.")
     x = raw.cast(pl.Float64).fill_null(math.nan).to_numpy()
+    if raw.dtype.is_integer() and (np.abs(x) >= WHOLE).any():
+        row = int(np.argmax(np.abs(x) >= WHOLE))
+        raise _too_long(name, raw[row])
     if not infinite and np.isinf(x).any():
         raise ValueError(
             f"column {name!r} has {int(np.isinf(x).sum())} infinite numbers in {len(x)} rows; repair them first."
@@ -310,6 +256,12 @@ def learn_scaling(
     some = [part for part in found if part["count"]]
     if not some:
         raise ValueError(f"column {name!r} has no values to learn its mean from.")
+    largest = max((part[key] for part in some for key in ("low", "high")), key=abs)
+    if abs(largest) > LARGEST and not log:
+        raise ValueError(
+            f"column {name!r} holds {largest!r}: numbers beyond {LARGEST:.0e} have no mean and deviation in float64. Repair them, "
+            'or take scale="log".'
+        )
     mean = math.fsum(part["mean"] * part["count"] for part in some) / count
     spread = math.fsum((part["var"] + (part["mean"] - mean) ** 2) * part["count"] for part in some) / count
     low, high = min(part["min"] for part in some), max(part["max"] for part in some)
@@ -322,7 +274,7 @@ def learn_scaling(
 
 
 def _moments(query: nw.LazyFrame[Any], name: str, log: bool) -> dict[str, Any]:
-    """Count, mean, variance and range of one query, the missing and the infinite left out."""
+    """Count, mean, variance and range of one query, the missing and the infinite left out; low and high before the log."""
     kind = query.collect_schema()["x"]
     if not (kind.is_numeric() or kind == nw.Boolean or kind == nw.Unknown):
         raise ValueError(f"column {name!r} is declared a number, but holds {kind}; cast it first.")
@@ -339,7 +291,15 @@ def _moments(query: nw.LazyFrame[Any], name: str, log: bool) -> dict[str, Any]:
     )  # fmt: skip
     made = {key: value[0] for key, value in _collected(stats).items()}
     made["rows"] = _collected(rows)["rows"][0]
-    made["infinite"] = _collected(held.select(nw.len().alias("held")))["held"][0] - made["count"]
+    made |= {
+        key: value[0]
+        for key, value in _collected(
+            held.select(nw.len().alias("held"), x.min().alias("low"), x.max().alias("high"))
+        ).items()
+    }
+    made["infinite"] = made["held"] - made["count"]
+    if kind.is_integer() and made["held"] and max(-made["low"], made["high"]) >= WHOLE:
+        raise _too_long(name, int(max(made["low"], made["high"], key=abs)))
     return made
 
 
@@ -347,27 +307,15 @@ def _collected(query: nw.LazyFrame[Any]) -> dict[str, list[Any]]:
     return query.collect(backend="polars").to_native().to_dict(as_series=False)
 
 
-def quantile_boundaries(
-    name: str, counts: Iterator[pl.DataFrame] | Sequence[pl.DataFrame], buckets: int
-) -> tuple[float, ...]:
-    """Boundaries that cut counted values (value, count) into parts of about as many rows each; every bound is a value."""
-    typed = [c.with_columns(pl.Series("value", numbers(c["value"], name))) for c in counts]
-    filled = (
-        pl.concat(typed).drop_nans("value").group_by("value").agg(pl.col("count").sum()).sort("value")
-        if typed
-        else None
-    )
-    if filled is None or not len(filled):
-        raise ValueError(f"column {name!r} has no values to learn its buckets from.")
-    values, below = filled["value"].to_numpy(), np.cumsum(filled["count"].to_numpy())
-    # the first value before which at least k / n of the rows lie
-    wanted = below[-1] * np.arange(1, buckets) / buckets
-    first = np.searchsorted(below, wanted - 1e-9 * below[-1], side="left") + 1
-    return tuple(float(v) for v in np.unique(values[first[first < len(values)]]))
-
-
 def _log(x: np.ndarray) -> np.ndarray:
     return np.sign(x) * np.log1p(np.abs(x))
+
+
+def _too_long(name: str, value: float) -> ValueError:
+    return ValueError(
+        f"column {name!r} holds {value!r}, but as numbers whole ones are exact below 2^53 only. If it is an id, declare it "
+        "Categorical or Hashed; if rounding does no harm, cast it to Float64 first."
+    )
 
 
 def _holes(name: str, missing: int, rows: int) -> ValueError:

@@ -9,14 +9,15 @@ import polars as pl
 import pyarrow as pa
 
 from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags, no_way_back
-from twotower.data.columns.categorical import categorical_schema, check_counts, id_schema
+from twotower.data.columns.categorical import categorical_schema, id_schema
 from twotower.data.columns.hashed import hashed_ids
-from twotower.data.columns.values import lists, on_values
+from twotower.data.columns.values import lists, on_values, whole
 from twotower.data.columns.vocabulary import Vocabulary, grown
 from twotower.data.raw import RawTable
 from twotower.errors import choose
 from twotower.schema import ColumnSchema
 
+WORD = r"[\p{L}\p{N}][\p{L}\p{M}\p{N}]*"  # marks, such as the vowels of Devanagari, stay with the letter before them
 ANALYZERS = {"word": "runs of words", "char_wb": "characters within words"}
 
 
@@ -24,7 +25,8 @@ ANALYZERS = {"word": "runs of words", "char_wb": "characters within words"}
 class Text(Column):
     """Free text, or lists of texts: its lower-case n-grams, each with an id; the column becomes a list, a bag.
 
-    Words are runs of letters and digits. A null text is an empty list.
+    Words are runs of letters, with their marks, and digits, in Unicode's composed form (NFC): é is one word's letter however it
+    was typed. A null text is an empty list.
 
     Args:
         tags: what the column means; `Tags.CATEGORICAL` is added.
@@ -41,8 +43,8 @@ class Text(Column):
     `ngram_range` and `analyzer` mean what they do in scikit-learn's CountVectorizer, but words of one letter count too.
 
     Raises:
-        ValueError: an unknown analyzer, a range that is no range, counts below 1, or `share` together with the limits of a
-            vocabulary, which its owner has.
+        ValueError: an unknown analyzer, a range that is no range, counts that are no whole numbers from 1, or the limits of a
+            vocabulary together with `buckets`, which learns none, or `share`, whose owner has them.
     """
 
     kind: ClassVar[str] = "text"
@@ -57,13 +59,19 @@ class Text(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        object.__setattr__(self, "ngram_range", tuple(self.ngram_range))
-        check_counts(min_count=self.min_count, max_size=self.max_size, buckets=self.buckets)
+        for option in ("min_count", "max_size", "buckets"):
+            if option == "min_count" or getattr(self, option) is not None:
+                object.__setattr__(self, option, whole(option, getattr(self, option)))
         choose("analyzer", self.analyzer, ANALYZERS)
-        low, high = self.ngram_range
-        if not 1 <= low <= high:
+        if len(self.ngram_range) != 2 or self.ngram_range[0] > self.ngram_range[1]:
             raise ValueError(
                 f"ngram_range must be (smallest, largest) with 1 <= smallest <= largest, got {self.ngram_range}."
+            )
+        object.__setattr__(self, "ngram_range", tuple(whole("n of ngram_range", n) for n in self.ngram_range))
+        if self.buckets is not None and (self.min_count, self.max_size) != (2, None):
+            raise ValueError(
+                f"buckets={self.buckets} hashes n-grams, and min_count and max_size limit a vocabulary, which it does not learn: "
+                "leave out one or the other."
             )
         if self.share is not None and (self.min_count, self.max_size) != (2, None):
             raise ValueError(
@@ -149,7 +157,7 @@ class _Bag(Learnt):
 
 
 def words(text: pl.Series) -> pl.Series:
-    """Lower-case runs of letters and digits, a list for each row; null gives an empty list.
+    """Lower-case runs of letters with their marks and digits, in NFC, a list for each row; null gives an empty list.
 
     Raises:
         ValueError: a column that holds neither text nor lists of text.
@@ -162,7 +170,8 @@ def words(text: pl.Series) -> pl.Series:
         joined = joined.cast(pl.String)
     if joined.dtype != pl.String:
         raise ValueError(f"column {name!r} is declared Text, but holds {text.dtype}.")
-    return joined.str.to_lowercase().str.extract_all(r"[\p{L}\p{N}]+").fill_null([])
+    found = pl.col(name).str.to_lowercase().str.normalize("NFC").str.extract_all(WORD).fill_null([])
+    return joined.to_frame().select(found)[name]
 
 
 def ngrams(tokens: pl.Series, ngram_range: tuple[int, int], analyzer: str) -> pl.Series:

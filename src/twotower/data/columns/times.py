@@ -1,5 +1,7 @@
 """Timestamp: moments to the parts of the calendar."""
 
+import difflib
+import zoneinfo
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,10 +11,10 @@ import polars as pl
 from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, keep_tags, no_way_back
 from twotower.data.columns.categorical import id_schema
 from twotower.data.raw import RawTable
+from twotower.data.times import UNITS, moments
 from twotower.errors import choose
 from twotower.schema import ColumnSchema
 
-UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 # the part's name: how many values it has, and its number from 0
 PARTS: dict[str, tuple[int, Callable[[pl.Expr], pl.Expr]]] = {
     "minute": (60, lambda t: t.dt.minute().cast(pl.Int64)),
@@ -24,7 +26,6 @@ PARTS: dict[str, tuple[int, Callable[[pl.Expr], pl.Expr]]] = {
     "month": (12, lambda t: t.dt.month().cast(pl.Int64) - 1),
     "quarter": (4, lambda t: t.dt.quarter().cast(pl.Int64) - 1),
 }
-EARLIEST, LATEST = 1900, 2200  # years that a log may hold; others come from a wrong unit
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,16 @@ class Timestamp(Column):
     Args:
         tags: what the columns mean; `Tags.CATEGORICAL` is added.
         parts: of "minute", "hour", "weekday" (Monday first), "hour_of_week", "day", "week" (ISO 8601), "month", "quarter".
-        unit: of integers since 1970 (UTC): "s", "ms", "us" or "ns". Dates, times and ISO 8601 texts need none.
+        unit: of integers since 1970 (UTC): "s", "ms", "us" or "ns". Dates, times and ISO 8601 texts need none; texts with and
+            without a clock time or a zone may stand in one column.
         time_zone: in which the parts are told, such as "America/Sao_Paulo"; times without a zone count as UTC.
         source: the raw column to read; by default the one of the same name.
 
     The age of something at an event is Age; time as a number is Numeric.
 
     Raises:
-        ValueError: an unknown part or unit, no part, and in use: other types, or years outside 1900 to 2200, which a wrong
-            unit gives.
+        ValueError: an unknown part, unit or time zone, no part, and in use: other types, texts that are no times, or years
+            outside 1900 to 2200, which a wrong unit gives.
 
     Example:
         >>> from twotower import Preprocessor
@@ -66,6 +68,7 @@ class Timestamp(Column):
             choose("part", part, PARTS)
         if not self.parts:
             raise ValueError(f"a Timestamp needs at least one part of {', '.join(PARTS)}.")
+        _check_zone(self.time_zone)
 
     def reads(self, name: str) -> tuple[str, ...]:
         return (self.source or name,)
@@ -106,48 +109,12 @@ class _Calendar(Learnt):
         return {}
 
 
-def moments(raw: pl.Series, unit: str) -> pl.Series:
-    """Times in UTC of dates, times, ISO 8601 texts, or integers in a unit since 1970.
-
-    Raises:
-        ValueError: another type, a text that is no time, or a year outside 1900 to 2200.
-    """
-    kind = raw.dtype
-    if kind.is_integer() or kind == pl.Null:
-        count = raw.cast(pl.Float64)
-        years = count / UNITS[unit] / (365.25 * 86400)
-        if (years.abs() > LATEST).any():  # too far for the calendar's arithmetic
-            raise _no_year(raw, unit)
-        whole = raw.cast(pl.Int64)
-        microseconds = whole * (10**6 // UNITS[unit]) if UNITS[unit] <= 10**6 else whole // 1000
-        times = microseconds.cast(pl.Datetime("us"))
-    elif kind == pl.String:
-        try:
-            times = raw.str.to_datetime(time_unit="us", time_zone="UTC")
-        except pl.exceptions.PolarsError as error:
-            raise ValueError(
-                f"column {raw.name!r} holds texts that are no times in ISO 8601, such as 2026-01-31T12:30:00: {error}"
-            ) from error
-    elif kind == pl.Date or isinstance(kind, pl.Datetime):
-        times = raw.cast(pl.Datetime("us")) if kind == pl.Date else raw
-    else:
+def _check_zone(time_zone: str) -> None:
+    try:  # Polars has a list of its own, and is the one that will be asked; it takes "" for UTC
+        pl.Series([0]).cast(pl.Datetime("us", "UTC")).dt.convert_time_zone(time_zone or "none")
+    except (pl.exceptions.PolarsError, TypeError) as error:
+        close = difflib.get_close_matches(str(time_zone), zoneinfo.available_timezones(), n=1)
         raise ValueError(
-            f"column {raw.name!r} is declared a time, but holds {kind}: expected dates, times, ISO texts or integers since 1970."
-        )
-    zone = times.dtype.time_zone if isinstance(times.dtype, pl.Datetime) else None
-    utc = times.dt.replace_time_zone("UTC") if zone is None else times.dt.convert_time_zone("UTC")
-    if not utc.dt.year().is_between(EARLIEST, LATEST).all():
-        raise _no_year(raw, unit)
-    return utc.cast(pl.Datetime("us", "UTC"))
-
-
-def seconds(raw: pl.Series, unit: str) -> pl.Series:
-    """Float64 seconds since 1970 of a column as in `moments`."""
-    return moments(raw, unit).dt.epoch("us").cast(pl.Float64) / 1e6
-
-
-def _no_year(raw: pl.Series, unit: str) -> ValueError:
-    return ValueError(
-        f"column {raw.name!r} holds times outside the years {EARLIEST} to {LATEST}, such as {raw.max()!r} read in "
-        f"{unit!r}: is another unit meant ({', '.join(UNITS)})?"
-    )
+            f"unknown time_zone {time_zone!r}: expected a name of the IANA database, such as "
+            f"{(close or ['America/Sao_Paulo'])[0]!r}."
+        ) from error

@@ -3,10 +3,25 @@
 from collections.abc import Callable
 from hashlib import blake2b
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 
 INT64_MAX = 2**63 - 1
+FEW = 64  # values up to which a loop in Python is faster than a query to Polars
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """A count that is an option, as Python's int, which can be saved; NumPy's are taken.
+
+    Raises:
+        ValueError: a truth value, a number with a point, text, or less than `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}; give {name}={least} or more.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+    return int(value)
 
 
 def element_type(raw: pl.Series) -> pl.DataType:
@@ -42,7 +57,7 @@ def lists(values: pl.Series, offsets: pa.Array, name: str) -> pl.Series:
 
 def _flat_and_offsets(raw: pl.Series) -> tuple[pl.Series, pa.Array]:
     listed = raw.cast(pl.List(raw.dtype.inner)) if isinstance(raw.dtype, pl.Array) else raw
-    array = listed.fill_null([]).to_arrow()
+    array = (listed.fill_null([]) if listed.null_count() else listed).to_arrow()
     offsets = array.offsets
     values = pl.from_arrow(array.flatten())
     assert isinstance(values, pl.Series)
@@ -72,10 +87,18 @@ def hash64(values: pl.Series) -> pl.Series:
 
     The text of an integer is its decimal digits, so that 7 and "7" hash alike. Null stays null.
     """
+    if len(values) <= FEW:
+        few = [None if value is None else hash_of(str(value)) for value in values.to_list()]
+        return pl.Series(values.name, few, dtype=pl.UInt64)
     text = values.cast(pl.String)
     distinct = text.unique().drop_nulls()
-    hashes = [int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little") for text in distinct]
+    hashes = [hash_of(text) for text in distinct]
     return text.replace_strict(distinct, pl.Series(hashes, dtype=pl.UInt64), default=None, return_dtype=pl.UInt64)
+
+
+def hash_of(text: str) -> int:
+    """`hash64` of one text."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def buckets_of(values: pl.Series, buckets: int) -> pl.Series:

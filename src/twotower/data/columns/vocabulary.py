@@ -1,5 +1,6 @@
 """Vocabulary: distinct values and their ids."""
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +9,12 @@ from hashlib import sha256
 import numpy as np
 import polars as pl
 
-from twotower.data.columns.values import buckets_of
+from twotower.data.columns.values import FEW, buckets_of, hash_of
 
 MISSING = 0  # the id of a null, and of nothing else
 UNKNOWN = 1  # the first id of values that the vocabulary does not hold
 SEARCHED = 16  # a column this many times shorter than the vocabulary is looked up by binary search
+HELD = 1_000_000  # counts that may wait to be summed
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,8 @@ class Vocabulary:
 
     def encode(self, values: pl.Series) -> pl.Series:
         """(n,) Int64 ids of flat values of the vocabulary's type."""
+        if len(values) <= FEW:
+            return self._few(values)
         searched = len(values) * SEARCHED < len(self.values)
         known = self._searched(values) if searched else self._replaced(values)
         if self.oov_buckets == 1:
@@ -79,6 +83,21 @@ class Vocabulary:
             )
         place = ids.cast(pl.Int64) - self.first
         return self.values.gather(pl.select(pl.when(place >= 0).then(place)).to_series())
+
+    def _few(self, values: pl.Series) -> pl.Series:
+        """`encode` without a query to Polars, each of which takes longer than looking up a few values."""
+        ordered, ids = self._sorted
+        keys = ordered.to_numpy() if ordered.dtype == pl.Int64 else ordered
+        made = []
+        for value in values.to_list():
+            place = 0 if value is None else bisect_left(keys, value)  # type: ignore[type-var]
+            if value is None:
+                made.append(MISSING)
+            elif place < len(keys) and keys[place] == value:
+                made.append(ids[place])
+            else:
+                made.append(UNKNOWN + (hash_of(str(value)) % self.oov_buckets if self.oov_buckets > 1 else 0))
+        return pl.Series("id", made, dtype=pl.Int64)
 
     def _replaced(self, values: pl.Series) -> pl.Series:
         ids = pl.Series(np.arange(self.first, self.first + len(self.values)))
@@ -140,7 +159,7 @@ def _merged(counts: Iterable[pl.DataFrame]) -> pl.DataFrame | None:
     for part in counts:
         held.append(part)
         rows += len(part)
-        if rows > 4 * distinct + 1_000_000:  # keeps the memory within a multiple of what is distinct
+        if rows > 4 * distinct + HELD:  # keeps the memory within a multiple of what is distinct
             held = [_summed(held)]
             rows = distinct = len(held[0])
     return _summed(held) if held else None
