@@ -81,6 +81,13 @@ def test_short_columns_are_searched_to_the_same_codes() -> None:
     assert Vocabulary("x", pl.Series([], dtype=pl.String)).encode(pl.Series(["a"])).to_list() == [1]
 
 
+@pytest.mark.parametrize("wrong", [{"min_count": 1.5}, {"max_size": True}, {"oov_buckets": "3"}, {"min_count": 0}])
+def test_counts_of_categories_are_whole(wrong: dict) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be (a whole number|at least 1), got"):
+        tt.Categorical(**wrong)
+    assert type(tt.Categorical(min_count=np.int64(2)).min_count) is int  # type: ignore[arg-type]
+
+
 def test_hashed_ids_are_a_function_of_the_value_alone() -> None:
     one = codes(tt.Hashed(buckets=100), {"x": ["a", "b", None]})["x"]
     assert one == [1 + by_hand("a", 100), 1 + by_hand("b", 100), 0]

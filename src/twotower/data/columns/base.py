@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import polars as pl
 
+from twotower.data.columns.values import whole
 from twotower.data.columns.vocabulary import Vocabulary
 from twotower.data.raw import RawTable
 from twotower.schema import ColumnSchema
@@ -96,6 +97,14 @@ class Column(ABC):
 def keep_tags(column: object) -> None:
     """One tag alone becomes a tuple of one."""
     object.__setattr__(column, "tags", tuple(several_tags(column.tags)))  # type: ignore[attr-defined]
+
+
+def keep_counts(column: object, *options: str) -> None:
+    """Options that are whole numbers from 1 on, or None if that is their default, as Python's own; else ValueError."""
+    for option in options:
+        value, default = getattr(column, option), getattr(type(column), option)
+        if value is not None or default is not None:
+            object.__setattr__(column, option, whole(option, value))
 
 
 def no_way_back(name: str, how: str) -> ValueError:

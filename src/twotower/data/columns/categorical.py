@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import polars as pl
 
-from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags
+from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_counts, keep_tags
 from twotower.data.columns.values import element_type, is_list, on_values, plain
 from twotower.data.columns.vocabulary import Vocabulary, grown
 from twotower.data.raw import RawTable
@@ -51,7 +51,7 @@ class Categorical(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        check_counts(min_count=self.min_count, max_size=self.max_size, oov_buckets=self.oov_buckets)
+        keep_counts(self, "min_count", "max_size", "oov_buckets")
         if self.share is not None and (self.min_count, self.max_size, self.oov_buckets) != (1, None, 1):
             raise ValueError(
                 f"a column that shares the vocabulary of {self.share!r} has its min_count, max_size and oov_buckets from "
@@ -85,13 +85,6 @@ class Categorical(Column):
 
     def restore(self, name: str, state: Json, known: Known) -> Learnt:
         return _Coded(name, self, known, state["lists"])
-
-
-def check_counts(**counts: int | None) -> None:
-    """ValueError for a number below 1."""
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
 def _counted(

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import polars as pl
 
-from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags, no_way_back
-from twotower.data.columns.categorical import check_counts, id_schema
+from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_counts, keep_tags, no_way_back
+from twotower.data.columns.categorical import id_schema
 from twotower.data.columns.values import buckets_of, element_type, is_list, on_values, plain
 from twotower.data.raw import RawTable
 from twotower.schema import ColumnSchema
@@ -40,7 +40,7 @@ class Hashed(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        check_counts(buckets=self.buckets)
+        keep_counts(self, "buckets")
         if isinstance(self.source, list):
             object.__setattr__(self, "source", tuple(self.source))
 

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_tags, no_way_back
+from twotower.data.columns.base import Column, Json, Known, Learnt, Tagged, holding, keep_counts, keep_tags, no_way_back
 from twotower.data.columns.categorical import categorical_schema, id_schema
 from twotower.data.columns.hashed import hashed_ids
 from twotower.data.columns.values import lists, on_values, whole
@@ -59,9 +59,7 @@ class Text(Column):
 
     def __post_init__(self) -> None:
         keep_tags(self)
-        for option in ("min_count", "max_size", "buckets"):
-            if option == "min_count" or getattr(self, option) is not None:
-                object.__setattr__(self, option, whole(option, getattr(self, option)))
+        keep_counts(self, "min_count", "max_size", "buckets")
         choose("analyzer", self.analyzer, ANALYZERS)
         if len(self.ngram_range) != 2 or self.ngram_range[0] > self.ngram_range[1]:
             raise ValueError(
