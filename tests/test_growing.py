@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -339,3 +340,47 @@ def test_an_extended_preprocessor_and_its_model_go_together() -> None:
         assert torch.equal(model(after.transform(monday).batch()), scores)
     model.fit(after.transform(tuesday), batch_size=100, verbose=False, health_steps=0)
     assert model.candidate.inputs.categorical.table("item_id").input_dim == 1 + 2 + 40
+
+
+def test_days_with_vectors_of_new_items(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """Preprocessor and model grow day by day, the vectors of new items too; what is served is what was trained."""
+    rng = np.random.default_rng(0)
+
+    def day(first: int) -> tuple[dict[str, list], dict[str, object]]:  # type: ignore[type-arg]
+        items = [f"i{n}" for n in range(first, first + 20)]
+        events = {
+            "user": [f"u{n}" for n in rng.integers(0, 30, 200)],
+            "item": [items[n] for n in rng.integers(0, 20, 200)],
+        }
+        return events, {"id": items, "vector": rng.normal(size=(20, 4)).astype(np.float32)}
+
+    events, table = day(0)
+    columns = {
+        "user": tt.Categorical(Tags.USER_ID),
+        "item": tt.Categorical(Tags.ITEM_ID),
+        "image": tt.PretrainedVectors(table, Tags.ITEM, source="item"),
+    }
+    preprocessor = tt.Preprocessor(columns).fit(events)
+    schema, vectors = preprocessor.schema, preprocessor.vectors
+    pretrained = tt.PretrainedEmbeddings(schema.select_by_tag(Tags.EMBEDDING), vectors=vectors, output_dims=8)
+    query = tt.Encoder(schema.select_by_tag(Tags.USER), tt.MLPBlock([8]))
+    inputs = tt.InputBlockV2(schema.select_by_tag(Tags.ITEM), pretrained_embeddings=pretrained)
+    model = tt.TwoTowerModelV2(query, tt.Encoder(inputs, tt.MLPBlock([8])))
+    model.compile()
+    model.fit(preprocessor.transform(events), batch_size=64, verbose=False, health_steps=0)
+    old = preprocessor.transform({"item": table["id"]})
+    for first in (20, 40):
+        events, table = day(first)
+        preprocessor = preprocessor.extend(events, vectors={"image": table})
+        before = model.candidate_embeddings(old, index="item").to_polars()
+        model.extend(preprocessor.schema, vectors=preprocessor.vectors)
+        assert model.candidate_embeddings(old, index="item").to_polars().equals(before)
+        model.fit(preprocessor.transform(events), batch_size=64, verbose=False, health_steps=0)
+        (held,) = [v for v in model.state_dict().values() if v.shape == preprocessor.vectors["image"].shape]
+        assert (held[-20:].numpy() == table["vector"]).all()
+    items = pl.DataFrame({"item": [f"i{n}" for n in range(60)]})
+    retriever = tt.Retriever(model, preprocessor, items)
+    retriever.save(tmp_path / "bundle")
+    found = retriever.recommend({"user": "u3"}, k=60)
+    assert found.height == 60
+    assert tt.Retriever.load(tmp_path / "bundle").recommend({"user": "u3"}, k=60).equals(found)

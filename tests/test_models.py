@@ -392,3 +392,11 @@ def test_a_model_in_another_precision_predicts_too() -> None:
         model.fit(data, batch_size=100, verbose=False, validation_data=data, trainer_options={"precision": precision})
         assert 0 <= model.evaluate(data)["recall_at_10"] <= 1
         assert model.predict(data).isfinite().all()
+
+
+@pytest.mark.parametrize("steps", [-1, 1.5, None, True])
+def test_steps_between_measurements_are_whole(steps: object) -> None:
+    from twotower.models import parts
+
+    with pytest.raises(ValueError, match="health_steps must be a whole number of steps, 0 for never"):
+        parts.check_intervals(train_metrics_steps=0, health_steps=steps)

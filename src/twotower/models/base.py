@@ -321,6 +321,7 @@ class RetrievalModelV2(nn.Module):
         from twotower.training import lightning
 
         train, size = Dataset(train), parts.checked_batch_size(batch_size, epochs, steps_per_epoch)
+        parts.check_intervals(health_steps=health_steps, train_metrics_steps=train_metrics_steps)
         checkpoints = ckpt.resolve(checkpoint, checkpoint_steps, resume_from)
         columns = self.input_schema + train.schema.select_by_name(parts.columns_read(self.outputs))
         loader = Loader(train, size, shuffle=shuffle, seed=seed, drop_last=drop_last, schema=columns)

@@ -77,6 +77,13 @@ def checked_batch_size(batch_size: int | None, epochs: int, steps_per_epoch: int
     return batch_size
 
 
+def check_intervals(**steps: object) -> None:
+    """ValueError for a number of steps between two measurements that is no whole number from 0 on."""
+    for name, value in steps.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{name} must be a whole number of steps, 0 for never; got {value!r}.")
+
+
 def ids_of_queries(query: Tower, train: Dataset) -> Tensor | None:
     """(rows,) the ids of the training data's queries, on the tower's device; None where no column tells them apart."""
     name = query_id(query)
