@@ -388,5 +388,5 @@ def test_batches_that_share_a_step_and_tables_updated_by_rows() -> None:
 
 def test_health_steps_are_checked() -> None:
     data = market()
-    with pytest.raises(ValueError, match="health_steps must be 0"):
+    with pytest.raises(ValueError, match="health_steps must be a whole number of steps, 0 for never; got -1"):
         model_of(data).fit(data, batch_size=100, health_steps=-1, verbose=False)

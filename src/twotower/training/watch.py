@@ -97,8 +97,6 @@ class HealthWatch(Callback):
 
 def watching(model: "RetrievalModelV2", loader: Loader, every: int) -> list[HealthWatch]:
     """The callback for `health_steps=every`, none for 0."""
-    if every < 0:
-        raise ValueError(f"health_steps must be 0 (never) or a number of steps, got {every}.")
     return [HealthWatch(Checkup(model, loader.dataset), every)] if every else []
 
 
