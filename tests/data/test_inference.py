@@ -119,3 +119,11 @@ def test_only_the_first_rows_are_looked_at(monkeypatch, tmp_path) -> None:  # ty
     frame.write_parquet(tmp_path / "x.parquet", row_group_size=2)
     for table in (frame, frame.lazy(), tmp_path / "x.parquet"):
         assert tt.infer_columns(table).report["nulls"].to_list() == [0.0, 0.0]
+
+
+def test_small_numbers_in_lists_are_ids_of_items_by_accident() -> None:
+    genres = [[n % 20, (n + 7) % 20] for n in range(200)]  # every one of them is an item's id too
+    related = [[(n + 1) % 200, (n + 2) % 200] for n in range(200)]
+    found = tt.infer_columns({"item_id": list(range(200)), "genres": genres, "related": related})
+    assert found.columns["genres"] == tt.Categorical(Tags.ITEM)
+    assert found.columns["related"] == tt.Categorical(Tags.ITEM, share="item_id")

@@ -397,8 +397,9 @@ def test_declarations_that_cannot_be() -> None:
         )
     with pytest.raises(ValueError, match="the tables have none of the columns .*'item'"):
         fitted().extend({"itm": [3]})
-    with pytest.raises(ValueError, match="ids of 'item' must be whole numbers, got Float64"):
-        fitted().inverse("item", [2.5])
+    for column in ("item", "note"):
+        with pytest.raises(ValueError, match=f"ids of '{column}' must be whole numbers, got Float64"):
+            fitted().inverse(column, [2.5])
 
 
 def test_pretrained_vectors_of_new_ids_and_of_lists(tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -424,3 +425,11 @@ def test_pretrained_vectors_of_new_ids_and_of_lists(tmp_path) -> None:  # type: 
         made.extend(vectors={"picture": {"item": ["z"], "vector": [[5.0, 1.0]]}})
     with pytest.raises(ValueError, match="the table of vectors lacks a column. unknown column 'id'"):
         tt.Preprocessor({"v": tt.PretrainedVectors({"item": [1], "vector": [[1.0]]})}).fit({"id": [1]})
+
+
+def test_columns_keep_the_order_in_which_they_were_declared(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """The one that shares stands before the one that owns the vocabulary, which is learnt first."""
+    made = tt.Preprocessor({"seen": Categorical(share="item"), "item": Categorical()}).fit({"item": [1], "seen": [[1]]})
+    made.save(tmp_path / "p")
+    for each in (made, tt.Preprocessor.load(tmp_path / "p"), made.extend({"item": [2]})):
+        assert each.schema.column_names == ["seen", "item"]

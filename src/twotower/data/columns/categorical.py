@@ -126,8 +126,6 @@ class _Coded(Learnt):
         return [categorical_schema(self.name, self.column.tags, self.vocabulary, self.lists)]
 
     def inverse(self, codes: pl.Series) -> pl.Series:
-        if not (codes.dtype.is_integer() or codes.dtype == pl.Null):
-            raise ValueError(f"ids of {self.name!r} must be whole numbers, got {codes.dtype}.")
         return self.vocabulary.decode(codes)
 
     def state(self) -> Json:

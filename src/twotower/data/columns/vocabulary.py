@@ -75,8 +75,10 @@ class Vocabulary:
         """The values of the ids; those of null and of unknown values give null.
 
         Raises:
-            ValueError: an id that `encode` cannot give.
+            ValueError: an id that `encode` cannot give, or no whole number.
         """
+        if not (ids.dtype.is_integer() or ids.dtype == pl.Null):
+            raise ValueError(f"ids of {self.name!r} must be whole numbers, got {ids.dtype}.")
         if len(ids) and (ids.min() < 0 or ids.max() > self.largest_id):  # type: ignore[operator]
             raise ValueError(
                 f"ids of {self.name!r} go from 0 to {self.largest_id}, got {ids.min()!r} to {ids.max()!r}."
