@@ -14,7 +14,7 @@ products is kept cold: no review of theirs is learnt from. Of the other reviews 
                                warm   cold   cold among the 1,429 products without a review to learn from
     ids                        .601   .000   .000
     features                   .606   .000   .540
-    ids + features             .611   .000   .417
+    ids + features             .611   .000   .418
     ids + features + also_buy  .619   .000   .530
     popularity                 .439   .000
     item-kNN                   .601   .000

@@ -13,8 +13,8 @@ of the linked articles is kept cold: no link to them is learnt from. Of the othe
 
                              warm recall@20   ndcg@20   cold recall@20   cold among all without a link to learn from
     ids                            .314         .208         .000              .000
-    features                       .376         .242         .222              .573
-    ids + features                 .372         .242         .204              .532
+    features                       .380         .245         .210              .553
+    ids + features                 .373         .240         .226              .554
     most linked                    .142         .085         .000
     item-kNN                       .329         .227         .000
     TF-IDF, text with text         .189         .133         .158
