@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twotower.data.dataset import Dataset
-from twotower.evaluation import evaluate_ranking, ranking_task
+from twotower.evaluation import Queries, ScoreQueries, evaluate_ranking, ranking_task
 from twotower.metrics import Metrics, resolve_metrics
 
 
@@ -37,6 +37,12 @@ class Baseline(ABC):
     @abstractmethod
     def scores(self, users: pl.Series) -> Float[Tensor, "T N"]:
         """The score of every item for some users, in the order of `items`."""
+
+    def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
+        """The scores of the candidates for the queries' users, as an Evaluator asks them."""
+        users = queries.select([self.user]).to_polars()[self.user]
+        places = torch.from_numpy(self.positions(candidates.to_polars()[self.item]))
+        return lambda rows: self.scores(users[rows.numpy()])[:, places]
 
     def evaluate(self, data: Dataset, seen: Dataset | None = None, metrics: Metrics | None = None) -> dict[str, float]:
         """The means of the metrics, each user of `data` being one query; `seen` items are not ranked again."""
