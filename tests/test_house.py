@@ -30,7 +30,7 @@ LINE = [
     "health.record", "health.findings", "training.compiled", "training.history", "training.checkup",
     "training.watch", "training.checkpoint", "training.lightning", "exposure", "measures", "evaluation.task", "evaluation.ranking",
     "evaluation.tower", "evaluation.statistics", "evaluation.slices", "evaluation.result", "evaluation.evaluator",
-    "evaluation", "data.synthetic.world",
+    "evaluation", "training.early_stopping", "data.synthetic.world",
     "data.synthetic.generate", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
