@@ -69,7 +69,9 @@ def meanings(declaration: type[Column]) -> dict[str, str]:
     text = inspect.getdoc(declaration) or ""
     block = re.search(r"Args:\n((?:    .*\n?)+)", text)
     found: dict[str, str] = {}
-    for names, meaning in re.findall(r"^    (\w[\w, ]*): ((?:.*\n?(?:        .*\n?)*))", block[1] if block else "", re.MULTILINE):
+    for names, meaning in re.findall(
+        r"^    (\w[\w, ]*): ((?:.*\n?(?:        .*\n?)*))", block[1] if block else "", re.MULTILINE
+    ):
         found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
     return found
 

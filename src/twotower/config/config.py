@@ -53,7 +53,9 @@ class Config(Section):
     columns: dict[str, Annotated[dict[str, Any], AfterValidator(_declared)]] = Field(
         description="How to read each column, by its name."
     )
-    history: History | None = Field(None, description="What the user did before, as a feature of the query. Needs data.time.")
+    history: History | None = Field(
+        None, description="What the user did before, as a feature of the query. Needs data.time."
+    )
     split: Split = Field(Split(), description="Training, validation and test.")
     model: Model = Field(Model(), description="The two towers.")
     training: Training = Field(Training(), description="How they are fitted.")
@@ -78,7 +80,9 @@ class Config(Section):
         data, lines = read_yaml(path)
         for key, value in (changes or {}).items():
             data = changed(data, key, value)
-        config = _checked(data, Path(path).name, {k: v for k, v in lines.items() if ".".join(map(str, k)) not in (changes or {})})
+        config = _checked(
+            data, Path(path).name, {k: v for k, v in lines.items() if ".".join(map(str, k)) not in (changes or {})}
+        )
         return config._beside(Path(path).resolve().parent)
 
     @classmethod
@@ -176,17 +180,28 @@ def _wrong_columns(config: Config) -> list[tuple[KeyPath, str]]:
         wrong.append((("columns", item), "is data.item, expected {kind: categorical, tags: [item_id]}."))
     elif (own.min_count, own.max_size, own.share, own.source) != (1, None, None, None):
         wrong.append(
-            (("columns", item), "is data.item, of which every value is a candidate: leave out min_count, max_size, share and source.")
+            (
+                ("columns", item),
+                "is data.item, of which every value is a candidate: leave out min_count, max_size, share and source.",
+            )
         )
     tags = {name: several_tags(declare(entry).tags) for name, entry in columns.items()}  # type: ignore[attr-defined]
     others = [name for name, own_tags in tags.items() if Tags.ITEM_ID in own_tags and name != item]
     wrong += [(("columns", name, "tags"), f"item_id belongs to data.item, {item!r}; use item.") for name in others]
     if config.history is None and not any({Tags.USER, Tags.USER_ID} & set(own_tags) for own_tags in tags.values()):
         wrong.append(
-            (("columns",), "no column has the tag user, user_id or context, so the query tower has nothing to read; tag one, or add a history.")
+            (
+                ("columns",),
+                "no column has the tag user, user_id or context, so the query tower has nothing to read; tag one, or add a history.",
+            )
         )
     if config.history is not None and config.history.column in columns:
-        wrong.append((("history", "column"), f"{config.history.column!r} is declared in columns too; give the history another name."))
+        wrong.append(
+            (
+                ("history", "column"),
+                f"{config.history.column!r} is declared in columns too; give the history another name.",
+            )
+        )
     return wrong
 
 
@@ -194,8 +209,16 @@ def _wrong_times(config: Config) -> list[tuple[KeyPath, str]]:
     if config.data.time is not None:
         return []
     needs: list[tuple[KeyPath, str, bool]] = [
-        (("split", "kind"), f"{config.split.kind!r} needs data.time, the column of the moment.", config.split.kind in ("time", "last")),
-        (("history",), "needs data.time, the column of the moment: a history is what came before.", config.history is not None),
+        (
+            ("split", "kind"),
+            f"{config.split.kind!r} needs data.time, the column of the moment.",
+            config.split.kind in ("time", "last"),
+        ),
+        (
+            ("history",),
+            "needs data.time, the column of the moment: a history is what came before.",
+            config.history is not None,
+        ),
         (
             ("evaluation", "baselines"),
             "recent_popularity needs data.time, the column of the moment; leave it out.",
@@ -213,7 +236,11 @@ def _wrong_metrics(config: Config) -> list[tuple[KeyPath, str]]:
         (("tune", "metric"), config.tune.metric),
     ]
     known = config.evaluation.metrics
-    return [(path, unknown("metric of evaluation.metrics", name, known)) for path, name in asked if name is not None and name not in known]
+    return [
+        (path, unknown("metric of evaluation.metrics", name, known))
+        for path, name in asked
+        if name is not None and name not in known
+    ]
 
 
 def _absolute(folder: Path, path: str) -> str:

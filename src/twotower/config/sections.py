@@ -54,7 +54,9 @@ class Positive(Section):
     column: str = Field(description="A column of the interactions.")
     at_least: float | None = Field(None, description="Keep rows whose value is this or more, such as 4 stars.")
     at_most: float | None = Field(None, description="Keep rows whose value is this or less.")
-    one_of: Annotated[Several[str | int | bool], Field(description="Keep rows with one of these values, such as [purchase].")] = ()
+    one_of: Annotated[
+        Several[str | int | bool], Field(description="Keep rows with one of these values, such as [purchase].")
+    ] = ()
 
     @model_validator(mode="after")
     def _says_something(self) -> "Positive":
@@ -74,11 +76,17 @@ class Data(Section):
         description="Parquet of all items that can be recommended, one row each. Without it these are the items of the training "
         "part, with the features of their latest row.",
     )
-    users: Paths | None = Field(None, description="Parquet of users, one row each, whose columns are joined to the interactions.")
+    users: Paths | None = Field(
+        None, description="Parquet of users, one row each, whose columns are joined to the interactions."
+    )
     user: str = Field(description="The column of user ids.")
     item: str = Field(description="The column of item ids, of the same name in the items.")
-    time: str | None = Field(None, description="The column of the moment: a number, date or datetime. Splits by time and histories need it.")
-    positive: Positive | None = Field(None, description="Which rows count as positives; by default all. Others are left out.")
+    time: str | None = Field(
+        None, description="The column of the moment: a number, date or datetime. Splits by time and histories need it."
+    )
+    positive: Positive | None = Field(
+        None, description="Which rows count as positives; by default all. Others are left out."
+    )
     k_core: Count | None = Field(
         None,
         description="Keep users and items with at least so many rows, before the split. It makes the figures better than those "
@@ -97,7 +105,9 @@ class History(Section):
     )
     layers: Count | None = Field(None, description="Of the gru (1) or the transformer (2).")
     heads: Count | None = Field(None, description="Of the transformer (2).")
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(None, description="Inside the gru (0) or the transformer (0.2).")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="Inside the gru (0) or the transformer (0.2)."
+    )
     every_position: bool = Field(
         False,
         description="Train on every position of the list, not on the row's own item alone; needs bag, gru or transformer. The "
@@ -106,12 +116,18 @@ class History(Section):
 
     @model_validator(mode="after")
     def _options_of_the_encoder(self) -> "History":
-        takes = {"mean": (), "bag": (), "gru": ("layers", "dropout"), "transformer": ("layers", "heads", "dropout")}[self.encoder]
+        takes = {"mean": (), "bag": (), "gru": ("layers", "dropout"), "transformer": ("layers", "heads", "dropout")}[
+            self.encoder
+        ]
         for name in ("layers", "heads", "dropout"):
             if getattr(self, name) is not None and name not in takes:
-                raise ValueError(f"{name} means nothing to encoder {self.encoder!r}; leave it out, or choose another encoder.")
+                raise ValueError(
+                    f"{name} means nothing to encoder {self.encoder!r}; leave it out, or choose another encoder."
+                )
         if self.every_position and self.encoder == "mean":
-            raise ValueError("every_position needs encoder 'bag', 'gru' or 'transformer', which have a state after each item.")
+            raise ValueError(
+                "every_position needs encoder 'bag', 'gru' or 'transformer', which have a state after each item."
+            )
         return self
 
 
@@ -125,7 +141,10 @@ class Split(Section):
     )
     validation: Share = Field(0.1, description="The share of all rows for validation; not for 'last'.")
     test: Share = Field(0.1, description="The share of all rows for the test; not for 'last'.")
-    last: Count = Field(1, description="Of kind 'last': how many last rows of each user are the test, and as many before them the validation.")
+    last: Count = Field(
+        1,
+        description="Of kind 'last': how many last rows of each user are the test, and as many before them the validation.",
+    )
     seed: int = Field(0, description="Of the kinds that draw rows.")
 
     @model_validator(mode="after")
@@ -136,7 +155,9 @@ class Split(Section):
         if self.kind != "last" and "last" in given:
             raise ValueError("last belongs to kind 'last'; give validation and test.")
         if self.validation + self.test >= 1:
-            raise ValueError(f"validation and test take {self.validation + self.test:g} of the rows: nothing is left to train on.")
+            raise ValueError(
+                f"validation and test take {self.validation + self.test:g} of the rows: nothing is left to train on."
+            )
         return self
 
 
@@ -145,7 +166,9 @@ class Model(Section):
 
     dim: Count = Field(64, description="Width of the vectors that the towers end in.")
     embedding_dim: Count | None = Field(None, description="Width of the embedding of each id; by default dim.")
-    query_layers: Several[Count] = Field((128,), description="Widths of the query tower's hidden layers, before the last one of width dim.")
+    query_layers: Several[Count] = Field(
+        (128,), description="Widths of the query tower's hidden layers, before the last one of width dim."
+    )
     candidate_layers: Several[Count] = Field((128,), description="The same for the candidate tower.")
     normalize: bool = Field(True, description="Make vectors of length 1, so that the score is a cosine.")
     temperature: Annotated[float, Field(gt=0)] | Literal["learned"] = Field(
@@ -174,7 +197,9 @@ class Model(Section):
         for entry in self.negatives:
             names = [entry] if isinstance(entry, str) else list(entry)
             if len(names) != 1:
-                raise ValueError(f"negatives: an entry is one name, such as in-batch or {{uniform: 512}}; got {entry!r}.")
+                raise ValueError(
+                    f"negatives: an entry is one name, such as in-batch or {{uniform: 512}}; got {entry!r}."
+                )
             choose("sampler of negatives", names[0], SAMPLERS)
             if not isinstance(entry, str) and names[0] not in COUNTED:
                 raise ValueError(f"negatives: {names[0]!r} takes no number; one of {', '.join(COUNTED)} does.")
@@ -199,13 +224,26 @@ class Training(Section):
         "adam", description=f"One of {', '.join(OPTIMIZERS)}."
     )
     table_optimizer: Annotated[str, AfterValidator(_among("table_optimizer", TABLE_OPTIMIZERS))] | None = Field(
-        None, description=f"Of the embedding tables: one of {', '.join(TABLE_OPTIMIZERS)}; by default what goes with the optimizer."
+        None,
+        description=f"Of the embedding tables: one of {', '.join(TABLE_OPTIMIZERS)}; by default what goes with the optimizer.",
     )
-    gradient_clip: Annotated[float, Field(gt=0)] | None = Field(None, description="The largest norm of a step's gradient.")
+    gradient_clip: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="The largest norm of a step's gradient."
+    )
     seed: int = Field(0, description="Of the weights and of the order of the rows.")
     stop_early: StopEarly | None = Field(StopEarly(), description="null trains all epochs and keeps the last weights.")
-    checkpoint_steps: Count = Field(1000, description="Optimiser steps between checkpoints, from which --resume goes on; one is written at each epoch's end too.")
-    health_steps: Annotated[int, Field(ge=0)] = Field(100, description="Optimiser steps between looks at the model's health; 0 for never.")
+    refit: bool = Field(
+        True,
+        description="After the validation has said how many epochs are best, train anew so long on the training and validation rows "
+        "together: the model that is saved and tested then knows the newest rows too. false saves the first one.",
+    )
+    checkpoint_steps: Count = Field(
+        1000,
+        description="Optimiser steps between checkpoints, from which --resume goes on; one is written at each epoch's end too.",
+    )
+    health_steps: Annotated[int, Field(ge=0)] = Field(
+        100, description="Optimiser steps between looks at the model's health; 0 for never."
+    )
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = Field("auto", description="What to train on.")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = Field("32-true", description="Of the arithmetic.")
 
@@ -221,7 +259,9 @@ class Evaluation(Section):
         ("known_users", "new_users", "head_items", "tail_items", "cold_items"),
         description="Parts that are measured apart; also columns of the items or the users.",
     )
-    remove_seen: bool = Field(True, description="Do not rank again what the user did before; false where people come back to items.")
+    remove_seen: bool = Field(
+        True, description="Do not rank again what the user did before; false where people come back to items."
+    )
     query: Literal["user", "event"] = Field(
         "user",
         description="'user' asks once for each user, at the moment of their first row of the part, for all that they did there; "
@@ -247,9 +287,15 @@ class Search(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> "Search":
         ends = (self.low, self.high)
-        if bool(self.choices) == (None not in ends) or (self.choices and (self.log or any(e is not None for e in ends))):
+        if bool(self.choices) == (None not in ends) or (
+            self.choices and (self.log or any(e is not None for e in ends))
+        ):
             raise ValueError("give either choices, or low and high.")
-        if self.low is not None and self.high is not None and (not self.low < self.high or (self.log and self.low <= 0)):
+        if (
+            self.low is not None
+            and self.high is not None
+            and (not self.low < self.high or (self.log and self.low <= 0))
+        ):
             raise ValueError(f"expected low < high, and low above 0 with log; got {self.low} and {self.high}.")
         return self
 
@@ -259,7 +305,9 @@ class Tune(Section):
 
     trials: Count = Field(20, description="How many configs to train, those of an interrupted search included.")
     metric: str | None = Field(None, description="One of evaluation.metrics; by default the first. Higher is better.")
-    prune: bool = Field(True, description="Break off a trial that at some epoch is below the median of the trials before.")
+    prune: bool = Field(
+        True, description="Break off a trial that at some epoch is below the median of the trials before."
+    )
     seed: int = Field(0, description="Of the search.")
     space: dict[str, Search] = Field(
         {

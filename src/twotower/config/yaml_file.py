@@ -25,7 +25,9 @@ Reader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in rules if tag in KEPT]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-Reader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+Reader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
 Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 

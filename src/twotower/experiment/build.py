@@ -102,7 +102,9 @@ def _combiner(history: History | None, dim: int) -> dict[str, str | HistoryEncod
         layers = history.layers or 1
         return {history.column: HistoryGRU(dim, layers, dropout=history.dropout or 0.0, max_length=history.length)}
     dropout = 0.2 if history.dropout is None else history.dropout
-    encoder = HistoryTransformer(dim, history.layers or 2, history.heads or 2, dropout=dropout, max_length=history.length)
+    encoder = HistoryTransformer(
+        dim, history.layers or 2, history.heads or 2, dropout=dropout, max_length=history.length
+    )
     return {history.column: encoder}
 
 

@@ -49,7 +49,9 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "resolved.yaml").exists():
             there = "it holds no resolved.yaml" if self.folder.exists() else "there is no such folder"
-            raise ValueError(f"no run at {self.folder}: {there}. `twotower train <config> --run {self.folder}` makes one.")
+            raise ValueError(
+                f"no run at {self.folder}: {there}. `twotower train <config> --run {self.folder}` makes one."
+            )
         self.config = Config.from_dict(read_yaml(self.folder / "resolved.yaml")[0])
 
     @property
@@ -68,7 +70,9 @@ class Run:
             ValueError: training has not come to its end.
         """
         if not (self.folder / "bundle").exists():
-            raise ValueError(f"{self.folder} has no bundle: its training was broken off. Go on with `twotower train ... --resume`.")
+            raise ValueError(
+                f"{self.folder} has no bundle: its training was broken off. Go on with `twotower train ... --resume`."
+            )
         return Retriever.load(self.folder / "bundle")
 
     def history(self) -> pl.DataFrame:
@@ -147,7 +151,9 @@ def open_folder(config: Config, text: str, folder: PathLike, *, resume: bool, ov
         raise ValueError(f"{path} holds something else than a run: it is left as it is. Give another folder.")
     if there and not resume and not overwrite:
         state = "a finished run" if (path / "metrics.json").exists() else "a run that was broken off"
-        raise ValueError(f"{path} holds {state}. Give --resume to go on with it, --overwrite to delete it first, or another --run.")
+        raise ValueError(
+            f"{path} holds {state}. Give --resume to go on with it, --overwrite to delete it first, or another --run."
+        )
     if there and resume:
         run = Run(path)
         other = differing(run.config.to_dict(), config.to_dict())

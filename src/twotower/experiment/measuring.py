@@ -11,7 +11,7 @@ from twotower.data.dataset import Dataset
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.times import seconds
 from twotower.encoder import embed
-from twotower.evaluation import Evaluation, Evaluator, Queries, Ranker, ScoreQueries, score_vectors
+from twotower.evaluation import Evaluation, Evaluator, Queries, ScoreQueries, score_vectors
 from twotower.experiment.rows import queries
 from twotower.experiment.tables import Tables
 from twotower.models.base import RetrievalModelV2
@@ -55,7 +55,7 @@ def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame
         rows,
         candidates=tables.items,
         seen=known if asked.remove_seen else None,
-        train=tables.train,
+        train=known if config.training.refit and part != "validation" else tables.train,
         user=config.data.user,
         item=config.data.item,
         query=config.data.user if asked.query == "user" else _keys(config, rows),
@@ -66,7 +66,9 @@ def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame
     )
 
 
-def measure_baselines(config: Config, tables: Tables, part: str, evaluator: Evaluator, say: Callable[[str], None]) -> list[Evaluation]:
+def measure_baselines(
+    config: Config, tables: Tables, part: str, evaluator: Evaluator, say: Callable[[str], None]
+) -> list[Evaluation]:
     """The config's baselines, each learnt from all that was known before the part."""
     known = tables.before(part)
     found = []

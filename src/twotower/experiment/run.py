@@ -62,11 +62,14 @@ def train_run(
         say("nothing is left to do: the run is finished")
         return run
     with run.noting():
-        tables = _tables(run, say)
-        if not (run.folder / "bundle").exists():
+        tables = prepare(run, say)
+        if not run.evaluations("validation"):
             with run.stage("train"):
-                _train(run, tables, say, callbacks)
-        evaluate_run(run, "validation", say=say)
+                _choose(run, tables, say, callbacks)
+        if not (run.folder / "bundle").exists():
+            with run.stage("refit"):
+                _refit(run, tables, say, callbacks)
+        _beside(run, tables, say)
     return run
 
 
@@ -98,12 +101,19 @@ def evaluate_run(
     part = on if data is None else Path(data).stem
     held = run.evaluations(part)
     if held and data is not None and not overwrite:
-        raise ValueError(f"{run.folder} has evaluations on {part!r} already. Give --overwrite to measure anew, or rename the file.")
+        raise ValueError(
+            f"{run.folder} has evaluations on {part!r} already. Give --overwrite to measure anew, or rename the file."
+        )
     names = [e.name for e in held]
     wanted = [MODEL, *(run.config.baselines if baselines else [])]
     if not overwrite and all(name in names for name in wanted):
         say(f"measured before on the {part} part, read again")
         return [e for e in held if e.name in wanted]
+    if part == "validation" and run.config.training.refit and (overwrite or not held):
+        raise ValueError(
+            "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
+            "validation said before that is in the run's evaluations; measure on the test."
+        )
     tables = run.tables()
     rows = _part(run, tables, on, data)
     with run.noting(), run.stage(f"evaluate {part}"):
@@ -128,14 +138,18 @@ def fit_model(
     preprocessor: Preprocessor,
     rows: pl.DataFrame,
     *,
+    epochs: int | None = None,
     checkpoints: PathLike | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> tuple[RetrievalModelV2, History]:
-    """Two trained towers, the best by the validation part if the config stops early, and what was logged."""
+    """Two trained towers and what was logged: the best by the validation part if the config stops early.
+
+    With `epochs` so many are trained, and nothing is looked at on the way.
+    """
     training = config.training
     model = build_model(config, preprocessor)
     watch: list[Callback] = []
-    if training.stop_early is not None:
+    if training.stop_early is not None and epochs is None:
         stop = training.stop_early
         watch.append(
             CatalogEarlyStopping(
@@ -151,7 +165,7 @@ def fit_model(
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),
-        epochs=training.epochs,
+        epochs=training.epochs if epochs is None else epochs,
         batch_size=min(training.batch_size, len(rows)),
         catalog=preprocessor.transform(known),
         seed=training.seed,
@@ -166,7 +180,7 @@ def fit_model(
     return model.cpu(), history
 
 
-def _tables(run: Run, say: Say) -> Tables:
+def prepare(run: Run, say: Say) -> Tables:
     """The parts of the run, made once."""
     if (run.folder / "data").exists():
         return run.tables()
@@ -181,21 +195,60 @@ def _tables(run: Run, say: Say) -> Tables:
     return tables
 
 
-def _train(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
-    """Fit, and write the epochs and the bundle, which says that training is done."""
+def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
+    """Fit on the training part; what the model is worth on the validation part is kept, and ends the stage."""
     say(
         f"{len(tables.train):,} rows to train on, {len(tables.validation):,} for validation, {len(tables.test):,} for the test; "
         f"{len(tables.items):,} items"
     )
     preprocessor, rows = encode(run.config, tables)
     say("training")
-    model, history = fit_model(
-        run.config, tables, preprocessor, rows, checkpoints=run.folder / "checkpoints", callbacks=callbacks
-    )
+    folder = run.folder / "checkpoints" / "train"
+    model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
     epochs = pl.DataFrame({"epoch": range(1, history.epochs + 1)} | {n: list(v) for n, v in history.history.items()})
     with written_aside(run.folder / "history.csv") as aside:
         epochs.write_csv(aside)
+    retriever = Retriever(model, preprocessor, tables.items)
+    if not run.config.training.refit:
+        retriever.save(run.folder / "bundle")
+    say("measuring the model on the validation part")
+    evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
+    evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
+
+
+def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
+    """Fit anew on training and validation rows, for as many epochs as were best; the bundle ends the stage."""
+    epochs = best_epoch(run.config, run.history())
+    say(f"training anew on the training and validation rows together, epochs: {epochs}")
+    together = tables.joined()
+    preprocessor, rows = encode(run.config, together)
+    folder = run.folder / "checkpoints" / "refit"
+    model, _ = fit_model(
+        run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
+    )
     Retriever(model, preprocessor, tables.items).save(run.folder / "bundle")
+
+
+def best_epoch(config: Config, history: pl.DataFrame) -> int:
+    """How many epochs were best on the validation part; all of them without stop_early."""
+    stop = config.training.stop_early
+    if stop is None:
+        return len(history)
+    best, at = -float("inf"), 1
+    for number, value in enumerate(history[f"val_{stop.monitor or config.main_metric}"], start=1):
+        if value > best + stop.min_delta:
+            best, at = value, number
+    return at
+
+
+def _beside(run: Run, tables: Tables, say: Say) -> None:
+    """The baselines on the validation part, and metrics.json, by which a run is known to be whole."""
+    with run.stage("baselines"):
+        evaluator = make_evaluator(run.config, tables, "validation", tables.validation)
+        model = run.evaluations("validation")[:1]
+        run.save_evaluations(
+            "validation", [*model, *measure_baselines(run.config, tables, "validation", evaluator, say)]
+        )
 
 
 def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFrame:

@@ -1,6 +1,6 @@
 """From the config's Parquet to tables: the positives in three parts, the items, the users."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -37,6 +37,10 @@ class Tables:
         """What was known when a part began: for the test also the validation, and everything for what comes after."""
         held = {"validation": [self.train], "test": [self.train, self.validation]}
         return pl.concat(held.get(part, [self.train, self.validation, self.test]))
+
+    def joined(self) -> "Tables":
+        """The validation as a part of the training."""
+        return replace(self, train=self.before("test"), validation=self.validation.clear())
 
     def save(self, path: PathLike) -> None:
         """Write a folder; it appears whole or not at all."""
@@ -103,24 +107,32 @@ def read_interactions(config: Config, paths: tuple[str, ...], key: str) -> pl.Da
         raise ValueError(f"{key}: {', '.join(paths)} has no rows.")
     kept = rows if data.positive is None else rows.filter(_is_positive(data.positive, rows))
     if not len(kept):
-        raise ValueError(f"data.positive keeps none of the {len(rows):,} rows of {key}. Look at the values of {ids['data.positive.column']!r}.")
+        raise ValueError(
+            f"data.positive keeps none of the {len(rows):,} rows of {key}. Look at the values of {ids['data.positive.column']!r}."
+        )
     for name in ("data.user", "data.item", "data.time"):
         missing = 0 if ids[name] is None else kept[str(ids[name])].null_count()
         if missing:
-            raise ValueError(f"{name}: {missing:,} of {len(kept):,} rows of {key} have no {ids[name]!r}. Leave them out, or fill them.")
+            raise ValueError(
+                f"{name}: {missing:,} of {len(kept):,} rows of {key} have no {ids[name]!r}. Leave them out, or fill them."
+            )
     return kept
 
 
 def _is_positive(rule: Positive, rows: pl.DataFrame) -> pl.Expr:
     column, kept = pl.col(rule.column), pl.lit(True)
     if not rows.schema[rule.column].is_numeric() and (rule.at_least is not None or rule.at_most is not None):
-        raise ValueError(f"data.positive: {rule.column!r} holds {rows.schema[rule.column]}, which at_least and at_most cannot be compared with.")
+        raise ValueError(
+            f"data.positive: {rule.column!r} holds {rows.schema[rule.column]}, which at_least and at_most cannot be compared with."
+        )
     if rule.at_least is not None:
         kept = kept & (column >= rule.at_least)
     if rule.at_most is not None:
         kept = kept & (column <= rule.at_most)
     if rule.one_of:
-        kept = kept & column.cast(pl.String).is_in([str(v).lower() if isinstance(v, bool) else str(v) for v in rule.one_of])
+        kept = kept & column.cast(pl.String).is_in(
+            [str(v).lower() if isinstance(v, bool) else str(v) for v in rule.one_of]
+        )
     return kept.fill_null(False)
 
 
@@ -133,7 +145,9 @@ def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.
     """A table with one row for each id; a user's with what is read of it alone, an item's whole, for display."""
     table = Dataset(list(paths)).to_polars()
     if owner not in table.columns:
-        raise ValueError(f"{key}: {unknown('column', owner, table.columns)} It must hold the ids under the name that the interactions have.")
+        raise ValueError(
+            f"{key}: {unknown('column', owner, table.columns)} It must hold the ids under the name that the interactions have."
+        )
     repeats = len(table) - table[owner].n_unique()
     if repeats or table[owner].null_count():
         raise ValueError(
@@ -170,7 +184,11 @@ def _split(config: Config, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFra
 def _latest(config: Config, train: pl.DataFrame) -> pl.DataFrame:
     """The items of the training part, with the features of their last row."""
     ordered = train if config.data.time is None else train.sort(config.data.time, maintain_order=True)
-    return ordered.select(config.data.item, *(n for n in item_columns(config) if n in train.columns)).unique(config.data.item, keep="last", maintain_order=True).sort(config.data.item)
+    return (
+        ordered.select(config.data.item, *(n for n in item_columns(config) if n in train.columns))
+        .unique(config.data.item, keep="last", maintain_order=True)
+        .sort(config.data.item)
+    )
 
 
 def item_columns(config: Config) -> list[str]:
