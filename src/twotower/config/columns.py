@@ -52,8 +52,9 @@ def declare(entry: Mapping[str, Any]) -> Column:
             raise ColumnMistake(name, f"is missing: kind {kind!r} needs it.")
     hints = get_type_hints(declaration)
     values = {name: _value(name, value, hints[name]) for name, value in given.items()}
+    tags = _tags(entry.get("tags"))
     try:
-        return declaration(**values, tags=_tags(entry.get("tags")))
+        return declaration(**values, tags=tags)  # type: ignore[call-arg]
     except ValueError as error:
         named = next((name for name in given if str(error).startswith(name) or f"{name}=" in str(error)), "")
         raise ColumnMistake(named, str(error)) from error
