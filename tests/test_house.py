@@ -29,7 +29,8 @@ LINE = [
     "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers", "health.measures",
     "health.record", "health.findings", "training.compiled", "training.history", "training.checkup",
     "training.watch", "training.checkpoint", "training.lightning", "evaluation", "data.synthetic.world",
-    "data.synthetic.generate", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
+    "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn", "baselines.ease",
+    "baselines.implicit_models", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
 ]  # fmt: skip
