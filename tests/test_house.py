@@ -31,7 +31,8 @@ LINE = [
     "training.watch", "training.checkpoint", "training.lightning", "exposure", "measures", "evaluation.task", "evaluation.ranking",
     "evaluation.tower", "evaluation.statistics", "evaluation.slices", "evaluation.result", "evaluation.evaluator",
     "evaluation", "training.early_stopping", "data.synthetic.world",
-    "data.synthetic.generate", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
+    "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn",
+    "baselines.ease", "baselines.implicit_models", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
 ]  # fmt: skip
