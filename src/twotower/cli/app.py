@@ -3,9 +3,9 @@
 import sys
 
 import typer
+from rich.console import Console
 
 from twotower.cli import compare, evaluate, init, recommend, report, train, tune
-from twotower.cli.show import Console
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 from twotower.config.columns import declare
 from twotower.config.mistakes import ConfigError, mistakes_of
 from twotower.config.sections import Data, Evaluation, History, Model, Section, Split, Training, Tune
-from twotower.config.yaml_file import KeyPath, read_yaml, write_yaml
+from twotower.config.yaml_file import KeyPath, Lines, read_yaml, write_yaml
 from twotower.data.columns import Categorical, Column
 from twotower.errors import unknown
 from twotower.files import PathLike
@@ -80,15 +80,13 @@ class Config(Section):
         data, lines = read_yaml(path)
         for key, value in (changes or {}).items():
             data = changed(data, key, value)
-        config = _checked(
-            data, Path(path).name, {k: v for k, v in lines.items() if ".".join(map(str, k)) not in (changes or {})}
-        )
+        config = _checked(data, Path(path).name, lines, frozenset(changes or ()))
         return config._beside(Path(path).resolve().parent)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Config":
         """The same from a dict; paths are relative to the working directory."""
-        return _checked(dict(data), "", {})
+        return _checked(dict(data), "", {}, frozenset())
 
     def to_yaml(self) -> str:
         """All keys with their values, defaults too; `load` reads it back."""
@@ -159,14 +157,14 @@ def changed(data: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
     return {**data, first: changed(inner if isinstance(inner, Mapping) else {}, rest, value)}
 
 
-def _checked(data: dict[str, Any], name: str, lines: dict[KeyPath, int]) -> Config:
+def _checked(data: dict[str, Any], name: str, lines: Lines, changes: frozenset[str]) -> Config:
     try:
         return Config.model_validate(data)
     except ValidationError as error:
         causes = [detail.get("ctx", {}).get("error") for detail in error.errors()]
         if len(causes) == 1 and isinstance(causes[0], Together):
-            raise ConfigError(causes[0].mistakes, name, lines) from None
-        raise ConfigError(mistakes_of(error, Config), name, lines) from None
+            raise ConfigError(causes[0].mistakes, name, lines, changes) from None
+        raise ConfigError(mistakes_of(error, Config), name, lines, changes) from None
 
 
 def _wrong_columns(config: Config) -> list[tuple[KeyPath, str]]:

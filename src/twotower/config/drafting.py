@@ -97,7 +97,7 @@ def draft(given: Given, folder: Path) -> Draft:
     ]
     for row in found.report.iter_rows(named=True):
         lines += _column(row, found, user if time else None)
-        if row["column"] == time and events[time].dtype.is_numeric():
+        if row["column"] == time and events[row["column"]].dtype.is_numeric():
             moment = {"kind": "numeric", "tags": ["context"], "source": time}
             lines.append(f"  asked_at: {_inline(moment)}  # the moment as a number: what is popular changes")
     lines += _rest(time)
@@ -111,7 +111,7 @@ def draft(given: Given, folder: Path) -> Draft:
 def entry_of(column: Column) -> dict[str, Any]:
     """A declaration as it stands in a config; options at their defaults are left out."""
     kind = next(name for name, declaration in KINDS.items() if type(column) is declaration)
-    names = {tags: name for name, tags in TAGS.items()}
+    names: dict[tuple[Any, ...], str] = {tags: name for name, tags in TAGS.items()}
     own = tuple(several_tags(column.tags))  # type: ignore[attr-defined]
     tags = [names[own]] if own in names else [names[(tag,)] for tag in own if (tag,) in names]
     entry: dict[str, Any] = {"kind": kind, "tags": tags}

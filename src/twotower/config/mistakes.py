@@ -18,11 +18,19 @@ class ConfigError(ValueError):
         mistakes: (key, text) for each.
         name: of the file; "" for a config that was made in Python.
         lines: the line of each key in the file.
+        changes: dotted keys whose values came from --set.
     """
 
-    def __init__(self, mistakes: Sequence[tuple[KeyPath, str]], name: str = "", lines: Lines | None = None) -> None:
+    def __init__(
+        self,
+        mistakes: Sequence[tuple[KeyPath, str]],
+        name: str = "",
+        lines: Lines | None = None,
+        changes: frozenset[str] = frozenset(),
+    ) -> None:
         self.mistakes = list(mistakes)
-        super().__init__("\n".join(_line(path, text, name, lines or {}) for path, text in self.mistakes))
+        told = [f"{_where(path, name, lines or {}, changes)}{_text(path, text)}" for path, text in self.mistakes]
+        super().__init__("\n".join(told))
 
 
 def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
@@ -34,11 +42,16 @@ def mistakes_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Ke
     return list(found.items())
 
 
-def _line(path: KeyPath, text: str, name: str, lines: Lines) -> str:
+def _where(path: KeyPath, name: str, lines: Lines, changes: frozenset[str]) -> str:
+    """Where the value came from: --set, or a line of the file."""
+    if any(".".join(map(str, path[:n])) in changes for n in range(1, len(path) + 1)):
+        return "--set "
     known = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    where = f"{name}:{known}: " if name and known else f"{name}: " if name else ""
-    key = ".".join(map(str, path))
-    return f"{where}{key}: {text}" if key else f"{where}{text}"
+    return "" if not name else f"{name}: " if known is None else f"{name}:{known}: "
+
+
+def _text(path: KeyPath, text: str) -> str:
+    return f"{'.'.join(map(str, path))}: {text}" if path else text
 
 
 def _explained(detail: Any, path: KeyPath, takes: str) -> tuple[KeyPath, str]:

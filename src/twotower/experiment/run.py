@@ -160,8 +160,8 @@ def fit_model(
                 ranker=RawRanker(model, preprocessor),
             )
         )
-    options = {"accelerator": training.accelerator, "precision": training.precision}
-    clip = {} if training.gradient_clip is None else {"gradient_clip_val": training.gradient_clip}
+    options: dict[str, object] = {"accelerator": training.accelerator, "precision": training.precision}
+    clip: dict[str, object] = {} if training.gradient_clip is None else {"gradient_clip_val": training.gradient_clip}
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),

@@ -56,7 +56,7 @@ class Tables:
         folder = Path(path)
         parts = [pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "validation", "test", "items")]
         users = folder / "users.parquet"
-        return cls(*parts, users=pl.read_parquet(users) if users.exists() else None)
+        return cls(*parts, pl.read_parquet(users) if users.exists() else None)
 
 
 def read_tables(config: Config) -> tuple[Tables, list[str]]:
