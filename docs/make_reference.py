@@ -56,8 +56,9 @@ def _doc(thing: object) -> str:
 CONFIG_PAGE = PAGE.with_name("config.md")
 CONFIG_HEAD = """# Every key of the config
 
-One YAML file for `twotower train`, `evaluate` and `tune` ([how to use them](cli.md)). `twotower init` writes one from your tables. Only `data`
-and `columns` have no defaults. Unknown keys and values of another type are errors that name the key and its line. Written by
+One YAML file for `twotower train`, `evaluate` and `tune` ([how to use them](cli.md)). `twotower init` writes one from your
+tables. Only `data` and `columns` have no defaults. Unknown keys and values of another type are errors that name the key and its line.
+Written by
 `python docs/make_reference.py`.
 """
 
@@ -89,7 +90,10 @@ def _keys(section: type[BaseModel]) -> str:
 
 
 def _columns() -> str:
-    text = f"\nEach entry has a `kind` and `tags`: {', '.join(f'`{tag}`' for tag in TAGS)}, one or several. The other keys are the options of its kind.\n"
+    tags = ", ".join(f"`{tag}`" for tag in TAGS)
+    text = (
+        f"\nEach entry has a `kind` and `tags`: {tags}, one or several. The other keys are the options of its kind.\n"
+    )
     for kind, declaration in KINDS.items():
         summary = (inspect.getdoc(declaration) or "").split("\n\n")[0].replace("\n", " ")
         text += f"\n### kind: {kind}\n\n{summary}\n\n| option | default | meaning |\n|---|---|---|\n"

@@ -154,7 +154,8 @@ def test_every_option_of_a_column_is_described() -> None:
 def test_a_draft_says_why_and_is_a_config(tmp_path: Path) -> None:
     rows = 60
     events = {
-        "user_id": [n % 7 for n in range(rows)], "item_id": [f"i{n % 5}" for n in range(rows)], "rating": [n % 5 + 1 for n in range(rows)],
+        "user_id": [n % 7 for n in range(rows)], "item_id": [f"i{n % 5}" for n in range(rows)],
+        "rating": [n % 5 + 1 for n in range(rows)],
         "ts": [1_700_000_000 + 1000 * n for n in range(rows)], "session_id": list(range(rows)),
     }  # fmt: skip
     pl.DataFrame(events).write_parquet(tmp_path / "log.parquet")

@@ -86,7 +86,8 @@ def show_verdict(model: Evaluation, baselines: Sequence[Evaluation], metric: str
 def sentence(apart: Difference) -> str:
     """A difference in words."""
     p = "p < .001" if apart.p < 0.001 else f"p = {apart.p:.3f}".replace("0.", ".", 1)
-    return f"{apart.metric}: {number(apart.first)} against {number(apart.second)}, {apart.difference:+.4f} {interval(apart.low, apart.high)}, {p}."
+    means = f"{number(apart.first)} against {number(apart.second)}"
+    return f"{apart.metric}: {means}, {apart.difference:+.4f} {interval(apart.low, apart.high)}, {p}."
 
 
 def interval(low: float, high: float) -> str:

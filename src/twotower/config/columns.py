@@ -23,7 +23,7 @@ TAGS: dict[str, tuple[Tags, ...]] = {
 }
 
 
-class ColumnMistake(ValueError):
+class ColumnError(ValueError):
     """What is wrong with one column, and in which of its options ("" for the column as a whole)."""
 
     def __init__(self, option: str, text: str) -> None:
@@ -35,21 +35,21 @@ def declare(entry: Mapping[str, Any]) -> Column:
     """The declaration that an entry of `columns` means.
 
     Raises:
-        ColumnMistake: an unknown kind, tag or option, a missing one, or a value that it does not take.
+        ColumnError: an unknown kind, tag or option, a missing one, or a value that it does not take.
     """
     kind = entry.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
         what = "kind is missing" if kind is None else f"got {kind!r}"
-        raise ColumnMistake("kind", f"{what}, expected one of {', '.join(map(repr, KINDS))}.")
+        raise ColumnError("kind", f"{what}, expected one of {', '.join(map(repr, KINDS))}.")
     declaration = KINDS[kind]
     options = options_of(declaration)
     given = {name: value for name, value in entry.items() if name not in ("kind", "tags")}
     for name in given:
         if name not in options:
-            raise ColumnMistake(name, unknown(f"option of a {kind} column", name, ["kind", "tags", *options]))
+            raise ColumnError(name, unknown(f"option of a {kind} column", name, ["kind", "tags", *options]))
     for name, option in options.items():
         if option.default is dataclasses.MISSING and name not in given:
-            raise ColumnMistake(name, f"is missing: kind {kind!r} needs it.")
+            raise ColumnError(name, f"is missing: kind {kind!r} needs it.")
     hints = get_type_hints(declaration)
     values = {name: _value(name, value, hints[name]) for name, value in given.items()}
     tags = _tags(entry.get("tags"))
@@ -57,7 +57,7 @@ def declare(entry: Mapping[str, Any]) -> Column:
         return declaration(**values, tags=tags)  # type: ignore[call-arg]
     except ValueError as error:
         named = next((name for name in given if str(error).startswith(name) or f"{name}=" in str(error)), "")
-        raise ColumnMistake(named, str(error)) from error
+        raise ColumnError(named, str(error)) from error
 
 
 def options_of(declaration: type[Column]) -> dict[str, "dataclasses.Field[Any]"]:
@@ -82,19 +82,19 @@ def _value(name: str, value: Any, hint: Any) -> Any:
     try:
         made = TypeAdapter(hint).validate_python(value)
     except ValidationError as error:
-        raise ColumnMistake(name, f"got {value!r}, expected {expected(hint)}.") from error
+        raise ColumnError(name, f"got {value!r}, expected {expected(hint)}.") from error
     if isinstance(value, bool) and not isinstance(made, bool):
-        raise ColumnMistake(name, f"got {value!r}, expected {expected(hint)}.")
+        raise ColumnError(name, f"got {value!r}, expected {expected(hint)}.")
     return made
 
 
 def _tags(given: Any) -> tuple[Tags, ...]:
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list) or not names:
-        raise ColumnMistake(
+        raise ColumnError(
             "tags", f"got {given!r}, expected a list of {', '.join(map(repr, TAGS))}, which say who reads the column."
         )
     for name in names:
         if name not in TAGS:
-            raise ColumnMistake("tags", unknown("tag", str(name), TAGS))
+            raise ColumnError("tags", unknown("tag", str(name), TAGS))
     return tuple(dict.fromkeys(tag for name in names for tag in TAGS[name]))

@@ -66,7 +66,7 @@ class Config(Section):
     def _of_one_piece(self) -> "Config":
         wrong = [*_wrong_columns(self), *_wrong_times(self), *_wrong_metrics(self)]
         if wrong:
-            raise Together(wrong)
+            raise JointError(wrong)
         return self
 
     @classmethod
@@ -140,7 +140,7 @@ class Config(Section):
         return Config.from_dict(data)
 
 
-class Together(ValueError):
+class JointError(ValueError):
     """Mistakes of keys that do not go together, each with its key."""
 
     def __init__(self, mistakes: list[tuple[KeyPath, str]]) -> None:
@@ -162,7 +162,7 @@ def _checked(data: dict[str, Any], name: str, lines: Lines, changes: frozenset[s
         return Config.model_validate(data)
     except ValidationError as error:
         causes = [detail.get("ctx", {}).get("error") for detail in error.errors()]
-        if len(causes) == 1 and isinstance(causes[0], Together):
+        if len(causes) == 1 and isinstance(causes[0], JointError):
             raise ConfigError(causes[0].mistakes, name, lines, changes) from None
         raise ConfigError(mistakes_of(error, Config), name, lines, changes) from None
 
@@ -190,7 +190,7 @@ def _wrong_columns(config: Config) -> list[tuple[KeyPath, str]]:
         wrong.append(
             (
                 ("columns",),
-                "no column has the tag user, user_id or context, so the query tower has nothing to read; tag one, or add a history.",
+                "no column has the tag user, user_id or context, so the query tower has nothing to read: tag one, or add history.",
             )
         )
     if config.history is not None and config.history.column in columns:

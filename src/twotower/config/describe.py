@@ -31,7 +31,7 @@ def expected(annotation: Any, metadata: tuple[Any, ...] | list[Any] = ()) -> str
     if origin is tuple:
         return _tuple(get_args(annotation), metadata)
     if origin is dict:
-        key, value = get_args(annotation)
+        value = get_args(annotation)[1]
         inside = "" if value is Any else f", each {expected(value)}"
         return f"a mapping{inside}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -177,11 +177,9 @@ def _positive(found: Inferred, events: pl.DataFrame) -> list[str]:
     outcomes = [n for n, c in found.columns.items() if set(several_tags(c.tags)) & set(TARGETS) and n in events.columns]  # type: ignore[attr-defined]
     if not outcomes:
         return []
-    values = events[outcomes[0]].drop_nulls()
-    middle = values.cast(pl.Float64).median() if len(values) else 0
-    return [
-        f"  # positive: {{column: {_inline(outcomes[0])}, at_least: {middle:g}}}  # every row counts; take this in to keep good ones alone"
-    ]
+    middle = float(events[outcomes[0]].cast(pl.Float64).drop_nans().median() or 0.0)  # type: ignore[arg-type]
+    rule = f"{{column: {_inline(outcomes[0])}, at_least: {middle:g}}}"
+    return [f"  # positive: {rule}  # every row counts; take this in to keep good ones alone"]
 
 
 def _time(given: str | None, events: pl.DataFrame, found: Inferred) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from twotower.config.columns import ColumnMistake
+from twotower.config.columns import ColumnError
 from twotower.config.describe import expected, of_field
 from twotower.config.yaml_file import KeyPath, Lines
 from twotower.errors import unknown
@@ -61,7 +61,7 @@ def _explained(detail: Any, path: KeyPath, takes: str) -> tuple[KeyPath, str]:
         return path, takes
     if detail["type"] == "value_error":
         cause = detail["ctx"]["error"]
-        own = (cause.option,) if isinstance(cause, ColumnMistake) and cause.option else ()
+        own = (cause.option,) if isinstance(cause, ColumnError) and cause.option else ()
         return (*path, *own), str(cause)
     return path, f"got {detail['input']!r}, expected {takes}."
 

@@ -101,7 +101,7 @@ class History(Section):
     length: Count = Field(20, description="Keep the latest so many items.")
     encoder: Literal["mean", "bag", "gru", "transformer"] = Field(
         "mean",
-        description="How the list becomes a vector: their mean, a bag that weighs recent items more, a GRU, or a causal transformer.",
+        description="How the list becomes a vector: its mean, a bag that weighs recent items more, a GRU, a transformer.",
     )
     layers: Count | None = Field(None, description="Of the gru (1) or the transformer (2).")
     heads: Count | None = Field(None, description="Of the transformer (2).")
@@ -234,8 +234,8 @@ class Training(Section):
     stop_early: StopEarly | None = Field(StopEarly(), description="null trains all epochs and keeps the last weights.")
     refit: bool = Field(
         True,
-        description="After the validation has said how many epochs are best, train anew so long on the training and validation rows "
-        "together: the model that is saved and tested then knows the newest rows too. false saves the first one.",
+        description="Once the validation has said how many epochs are best, train anew so long on training and validation "
+        "rows together: the model that is saved and tested then knows the newest rows too. false saves the first one.",
     )
     checkpoint_steps: Count = Field(
         1000,

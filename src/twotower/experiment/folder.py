@@ -159,8 +159,8 @@ def open_folder(config: Config, text: str, folder: PathLike, *, resume: bool, ov
         other = differing(run.config.to_dict(), config.to_dict())
         if other:
             raise ValueError(
-                f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own config, "
-                f"{path / 'config.yaml'}, or give another --run."
+                f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own "
+                f"config, {path / 'config.yaml'}, or give another --run."
             )
         return run
     if there:

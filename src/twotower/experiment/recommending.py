@@ -60,8 +60,8 @@ class Desk:
         if not known.all():
             missing = [u for u, k in zip(users, known.to_list(), strict=True) if not k]
             raise ValueError(
-                f"nothing is known of {len(missing)} of {len(users)} users, such as {user} {missing[0]!r}, in the run's data. Give what "
-                f"you know as a query, --query '{{...}}' with {', '.join(self.needed)}."
+                f"nothing is known of {len(missing)} of {len(users)} users, such as {user} {missing[0]!r}, in the run's data. Give "
+                f"what you know as a query, --query '{{...}}' with {', '.join(self.needed)}."
             )
         found = with_latest_history(self.config, found, self.rows)
         if time is not None:  # asked now, which is the end of the data

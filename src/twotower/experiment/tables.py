@@ -54,9 +54,11 @@ class Tables:
     def load(cls, path: PathLike) -> "Tables":
         """Read what `save` wrote."""
         folder = Path(path)
-        parts = [pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "validation", "test", "items")]
+        train, validation, test, items = (
+            pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "validation", "test", "items")
+        )
         users = folder / "users.parquet"
-        return cls(*parts, pl.read_parquet(users) if users.exists() else None)
+        return cls(train, validation, test, items, pl.read_parquet(users) if users.exists() else None)
 
 
 def read_tables(config: Config) -> tuple[Tables, list[str]]:
@@ -214,6 +216,6 @@ def _check_sources(config: Config, rows: pl.DataFrame, items: pl.DataFrame, user
                 raise ValueError(f"columns.{name}: {unknown(f'column of {place}', source, known)}")
             if source in both or (not _of_item(column) and source in item_columns(config)):
                 raise ValueError(
-                    f"columns.{name}: {source!r} would be read both of the item and of the query or its moment. Rename the column in "
-                    "one of the tables."
+                    f"columns.{name}: {source!r} would be read both of the item and of the query or its moment. Rename the "
+                    "column in one of the tables."
                 )
