@@ -13,6 +13,7 @@ from twotower.report.record import ReportData
 
 TITLES = ("title", "name")
 LONGEST = 90  # characters of a title
+MOST = 2**31 - 1  # more recommendations than a list has
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,29 +25,40 @@ class Catalogue:
             recommended the item).
         vectors: (N, D) of the items; nan for those that the Retriever lacks.
         title, category: the columns that were chosen, "" for none.
+        first: how many recommendations of each list count as shown; None for all.
     """
 
     frame: pl.DataFrame
     vectors: Float[Tensor, "N D"]
     title: str
     category: str
+    first: int | None
 
     def titles(self) -> dict[object, str]:
         """By id."""
         return dict(self.frame.select("id", "title").iter_rows())
 
 
-def describe_items(data: ReportData) -> Catalogue:
-    """Everything known of the items."""
+def describe_items(data: ReportData, first: int | None) -> Catalogue:
+    """Everything known of the items; `first` recommendations of each list count as shown, all of it for None."""
     items = data.items.unique(data.item, keep="first", maintain_order=True)
     title, ids = title_column(items, data.item), items[data.item]
     category = category_column(items, (data.item, title))
     shown = ids.cast(pl.String) if not title else items[title].cast(pl.String).fill_null(ids.cast(pl.String))
     words = shown.map_elements(_short, return_dtype=pl.String)
-    columns = [ids.alias("id"), words.alias("title"), _as_lists(items, category), _count(ids, data.train[data.item], "events")]
+    columns = [
+        ids.alias("id"),
+        words.alias("title"),
+        _as_lists(items, category),
+        _count(ids, data.train[data.item], "events"),
+    ]
     for place, evaluation in enumerate(data.evaluations):
-        columns.append(_count(ids, evaluation.values[RECOMMENDED].explode().drop_nulls(), f"shown_{place}"))
-    return Catalogue(pl.DataFrame(columns), _vectors(data, ids), title, category)
+        columns.append(
+            _count(
+                ids, evaluation.values[RECOMMENDED].list.head(first or MOST).explode().drop_nulls(), f"shown_{place}"
+            )
+        )
+    return Catalogue(pl.DataFrame(columns), _vectors(data, ids), title, category, first)
 
 
 def title_column(items: pl.DataFrame, item: str) -> str:
@@ -85,7 +97,13 @@ def _as_lists(items: pl.DataFrame, category: str) -> pl.Series:
 def _count(ids: pl.Series, events: pl.Series, name: str) -> pl.Series:
     """How often each id occurs."""
     counts = events.cast(ids.dtype, strict=False).alias("id").to_frame().group_by("id").len(name)
-    return ids.alias("id").to_frame().join(counts, on="id", how="left", maintain_order="left")[name].fill_null(0).cast(pl.Int64)
+    return (
+        ids.alias("id")
+        .to_frame()
+        .join(counts, on="id", how="left", maintain_order="left")[name]
+        .fill_null(0)
+        .cast(pl.Int64)
+    )
 
 
 def _vectors(data: ReportData, ids: pl.Series) -> Tensor:

@@ -8,6 +8,7 @@ from twotower.report.record import Figure, ReportData, Section, Table
 from twotower.report.words import (
     HIGHER_IS_BETTER,
     MEANINGS,
+    called,
     estimate,
     interval,
     listed,
@@ -54,7 +55,9 @@ class Summary:
 def compare_all(data: ReportData) -> Comparison:
     """The model with each baseline, query by query."""
     model = data.evaluations[0]
-    ranking = [name for name in model.metrics if split_name(name)[0] in HIGHER_IS_BETTER and name in model.values.columns]
+    ranking = [
+        name for name in model.metrics if split_name(name)[0] in HIGHER_IS_BETTER and name in model.values.columns
+    ]
     metric = "recall_at_20" if "recall_at_20" in ranking else ranking[0] if ranking else ""
     others = [other for other in data.evaluations[1:] if metric in other.metrics]
     differences = [compare(model, other, [metric]) for other in others]
@@ -65,21 +68,30 @@ def summarise(data: ReportData, comparison: Comparison) -> Summary:
     """Verdict and sentences in plain words."""
     model, metric = data.evaluations[0], comparison.metric
     if not metric:
-        return Summary("none", "No ranking metric was measured", ["The evaluation holds no metric such as recall_at_20."])
+        return Summary(
+            "none", "No ranking metric was measured", ["The evaluation holds no metric such as recall_at_20."]
+        )
     kind, k = split_name(metric)
     first = (
         f"{metric_name(metric)} is {estimate(model[metric])}: {MEANINGS[kind].format(k=k)}, over "
         f"{model.queries:,} queries and {model.candidates:,} candidates. The brackets are a {model.confidence:.0%} interval."
     )
     if not comparison.pairs:
-        missing = "No baseline was evaluated, so nothing says whether this is good. Evaluate popularity beside the model."
+        missing = (
+            "No baseline was evaluated, so nothing says whether this is good. Evaluate popularity beside the model."
+        )
         return Summary("none", "Not compared with any baseline", [first, missing])
     tone, headline = _headline(comparison)
-    return Summary(tone, headline, [first, *(_against(*pair) for pair in comparison.pairs), *_weakest(model, metric)])
+    order = ("worse", "unclear", "better")
+    against = [_against(*pair) for pair in sorted(comparison.pairs, key=lambda pair: order.index(verdict(pair[1])))]
+    return Summary(tone, headline, [first, *against, *_weakest(model, metric)])
 
 
 def _headline(comparison: Comparison) -> tuple[str, str]:
-    names = {kind: [o.name for o, d in comparison.pairs if verdict(d) == kind] for kind in ("better", "worse", "unclear")}
+    names = {
+        kind: [called(o.name) for o, d in comparison.pairs if verdict(d) == kind]
+        for kind in ("better", "worse", "unclear")
+    }
     if names["worse"]:
         return "bad", f"Loses to {listed(names['worse'])}"
     if names["unclear"]:
@@ -89,10 +101,11 @@ def _headline(comparison: Comparison) -> tuple[str, str]:
 
 def _against(other: Evaluation, found: Difference) -> str:
     """One baseline in a sentence or two."""
+    name = called(other.name)
     if found.second > 0:
-        times = f"{number(found.first / found.second)} times {other.name} ({estimate(other[found.metric])})"
+        times = f"it is {number(found.first / found.second)} times that of {name} ({estimate(other[found.metric])})"
     else:
-        times = f"{other.name} finds nothing"
+        times = f"{name} finds nothing"
     apart = f"{signed(found.difference)} {interval(found.low, found.high)}".strip()
     shares = f"better for {percent(found.better)} of the queries, worse for {percent(found.worse)}"
     kind = verdict(found)
@@ -101,8 +114,8 @@ def _against(other: Evaluation, found: Difference) -> str:
     if kind == "better":
         return f"{_start(times)}; the difference of {apart} is not chance: {probability(found.p)}; {shares}."
     return (
-        f"It loses to {other.name}: {times}; the difference of {apart} is not chance: {probability(found.p)}; {shares}. "
-        f"Serving {other.name} would give users better lists than this model does."
+        f"It loses to {name}: {times}; the difference of {apart} is not chance: {probability(found.p)}; {shares}. "
+        f"Serving {name} would give users better lists than this model does."
     )
 
 
@@ -124,9 +137,15 @@ def metrics_section(data: ReportData, comparison: Comparison) -> Section:
     lead = "Every ranker orders the whole catalogue for the same queries. Brackets are intervals from resampling users."
     tables = [("All metrics", _all_metrics(data))]
     if comparison.pairs:
-        tables.append((f"The model less each baseline, query by query: {metric_name(comparison.metric)}", _paired(comparison)))
+        tables.append(
+            (f"The model less each baseline, query by query: {metric_name(comparison.metric)}", _paired(comparison))
+        )
     figures = [_forest(data, comparison.metric)] if comparison.metric else []
-    notes = ["The highest value of each ranking metric is bold."] if len(data.evaluations) > 1 else []
+    notes = (
+        ["The highest value of each ranking metric is bold. Better and worse are shares of the queries."]
+        if len(data.evaluations) > 1
+        else []
+    )
     return Section("metrics", "How good are the recommendations", lead, figures, tables, notes)
 
 
@@ -142,25 +161,35 @@ def _all_metrics(data: ReportData) -> Table:
 
 
 def _paired(comparison: Comparison) -> Table:
-    words = {"better": "better", "worse": "worse", "unclear": "may be chance"}
+    words = {"better": "better", "worse": "worse", "unclear": "not clearly better or worse"}
     rows = [
         [f"against {other.name}", signed(d.difference), interval(d.low, d.high), probability(d.p), percent(d.better),
          percent(d.worse), words[verdict(d)]]
         for other, d in comparison.pairs
     ]  # fmt: skip
-    columns = ["", "difference", "interval", "p", "queries where the model is better", "worse", "the model is"]
+    columns = ["", "difference", "interval", "p", "better for", "worse for", "the model is"]
     return Table(columns, rows, words=(0, 6))
 
 
 def _forest(data: ReportData, metric: str) -> Figure:
     shown = [e for e in data.evaluations if metric in e.metrics]
     traces = [
-        whiskers(e.name, [e[metric].mean], [e[metric].low], [e[metric].high], [-row], row, [f"{e.name}: {estimate(e[metric])}"])
+        whiskers(
+            e.name,
+            [e[metric].mean],
+            [e[metric].low],
+            [e[metric].high],
+            [-row],
+            row,
+            [f"{e.name}: {estimate(e[metric])}"],
+        )
         for row, e in enumerate(shown)
     ]
     axis = {"tickvals": [-row for row in range(len(shown))], "ticktext": [text(e.name) for e in shown], "showgrid": False,
             "range": [-len(shown) + 0.4, 0.6], "tickfont": {"color": "var(--ink)"}}  # fmt: skip
-    plot = draw(traces, {"title": metric_name(metric), "rangemode": "tozero"}, axis, 90 + 46 * len(shown), showlegend=False)
+    plot = draw(
+        traces, {"title": metric_name(metric), "rangemode": "tozero"}, axis, 60 + 46 * len(shown), showlegend=False
+    )
     return Figure(
         "forest", f"{metric_name(metric)} with intervals", plot,
         "Each mark is a mean over all queries, its bar the interval in which it would lie with other users; further right is better.",
@@ -206,7 +235,14 @@ def _slice_table(data: ReportData, names: list[str], metric: str) -> Table:
     for name in names:
         part = data.evaluations[0].slices[name]
         found = [_in_slice(e, name, metric) for e in data.evaluations]
-        rows.append([plain(name), f"{part.queries:,}", f"{part.positives:,}", *("–" if f is None else estimate(f) for f in found)])
+        rows.append(
+            [
+                plain(name),
+                f"{part.queries:,}",
+                f"{part.positives:,}",
+                *("–" if f is None else estimate(f) for f in found),
+            ]
+        )
     return Table(["slice", "queries", "positives", *(e.name for e in data.evaluations)], rows)
 
 
@@ -230,4 +266,6 @@ def _slice_plot(data: ReportData, names: list[str], metric: str) -> dict[str, ob
          "line": {"width": 0}, "layer": "below"}
         for row in range(0, len(names), 2)
     ]  # fmt: skip
-    return draw(traces, {"title": metric_name(metric), "rangemode": "tozero"}, axis, 110 + 36 * len(names), shapes=stripes)
+    return draw(
+        traces, {"title": metric_name(metric), "rangemode": "tozero"}, axis, 110 + 36 * len(names), shapes=stripes
+    )

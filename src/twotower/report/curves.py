@@ -21,7 +21,9 @@ def training_section(data: ReportData) -> Section:
     """Curves over epochs."""
     lead = "One point for each pass over the training data."
     if not len(data.history) or "epoch" not in data.history.columns:
-        return Section("training", "How training went", lead, notes=["There is no training history: the curves are missing."])
+        return Section(
+            "training", "How training went", lead, notes=["There is no training history: the curves are missing."]
+        )
     step = -(-len(data.history) // MOST_EPOCHS)
     history = data.history.gather_every(step)
     notes = [f"Every {step}th of {len(data.history):,} epochs is shown."] if step > 1 else []
@@ -50,7 +52,8 @@ def _columns(history: pl.DataFrame, names: list[str]) -> list[str]:
 def _draw(history: pl.DataFrame, shown: dict[str, str], title: str, place: int) -> dict[str, object]:
     epochs = history["epoch"].to_list()
     traces = [
-        line(words, epochs, history[name].cast(pl.Float64).to_list(), place + i) for i, (name, words) in enumerate(shown.items())
+        line(words, epochs, history[name].cast(pl.Float64).to_list(), place + i)
+        for i, (name, words) in enumerate(shown.items())
     ]
     whole = {"title": "epoch", "dtick": 1} if len(history) <= 12 else {"title": "epoch"}
     return draw(traces, whole, {"title": title}, 320, hovermode="x unified", showlegend=len(shown) > 1)

@@ -8,7 +8,7 @@ import polars as pl
 from twotower.report.catalogue import Catalogue
 from twotower.report.plots import color, draw, line
 from twotower.report.record import Figure, ReportData, Section, Table
-from twotower.report.words import number, percent
+from twotower.report.words import called, number, percent
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,17 @@ class Bin:
     def name(self) -> str:
         """Such as 4–7."""
         return f"{self.low:,}" if self.low == self.high else f"{self.low:,}–{self.high:,}"
+
+    @property
+    def tick(self) -> str:
+        """Its lower end, such as 4 and 1k: whole names do not fit below a chart."""
+        return (
+            f"{self.low}"
+            if self.low < 1000
+            else f"{self.low / 1024:.0f}k"
+            if self.low < 2**20
+            else f"{self.low / 2**20:.0f}M"
+        )
 
 
 def bins(catalogue: Catalogue) -> list[Bin]:
@@ -40,8 +51,11 @@ def bins(catalogue: Catalogue) -> list[Bin]:
 def exposure_sentence(data: ReportData, catalogue: Catalogue) -> str:
     """How much of the catalogue is ever shown."""
     shares = [(e.name, float((catalogue.frame[f"shown_{i}"] > 0).mean() or 0)) for i, e in enumerate(data.evaluations)]
-    others = ", ".join(f"those of {name} {percent(share)}" for name, share in shares[1:])
-    return f"Its lists together hold {percent(shares[0][1])} of the catalogue" + (f"; {others}." if others else ".")
+    others = ", ".join(f"those of {called(name)} {percent(share)}" for name, share in shares[1:])
+    lists = f"first {catalogue.first} recommendations" if catalogue.first else "lists"
+    return f"Its {lists} hold {percent(shares[0][1])} of the catalogue, all users together" + (
+        f"; {others}." if others else "."
+    )
 
 
 def exposure_section(data: ReportData, catalogue: Catalogue) -> Section:
@@ -63,10 +77,16 @@ def _exposure(data: ReportData, groups: list[Bin]) -> Figure:
         columns.append(means)
         traces.append(line(evaluation.name, names, [mean if mean > 0 else None for mean in means], place))
     rows = [[g.name, f"{len(g.items):,}", *(number(c[i]) for c in columns)] for i, g in enumerate(groups)]
-    y = {"title": "times shown, mean of an item", "type": "log", "exponentformat": "none", "dtick": 1, "tickformat": ",~g"}
+    y = {
+        "title": "times shown, mean of an item",
+        "type": "log",
+        "exponentformat": "none",
+        "dtick": 1,
+        "tickformat": ",~g",
+    }
     return Figure(
         "exposure-chart", "Popularity against exposure",
-        draw(traces, {"title": "times chosen in training", "type": "category", "categoryarray": names}, y, 380),
+        draw(traces, _axis(groups), y, 400),
         "Further right are more popular items, further up those that are recommended more often; both axes grow by factors, and no "
         "point means never shown.",
         "A line as steep as popularity's (only hits are shown), or one that falls (popular items are pushed down).",
@@ -86,8 +106,8 @@ def _shares(data: ReportData, groups: list[Bin]) -> Figure:
     lines = [line(e.name, names, share, i) for i, (e, share) in enumerate(zip(data.evaluations, shown, strict=True))]
     rows = [[n, percent(events[i]), *(percent(s[i]) for s in shown)] for i, n in enumerate(names)]
     plot = draw(
-        [chosen, *lines], {"title": "times chosen in training", "type": "category", "categoryarray": names},
-        {"title": "share of all", "tickformat": ".0%", "rangemode": "tozero"}, 380,
+        [chosen, *lines], _axis(groups),
+        {"title": "share of all", "tickformat": ".0%", "rangemode": "tozero"}, 400,
     )  # fmt: skip
     return Figure(
         "shares", "Share of what is shown, and of what was chosen", plot,
@@ -97,6 +117,12 @@ def _shares(data: ReportData, groups: list[Bin]) -> Figure:
         Table(["chosen in training", "training events", *(e.name for e in data.evaluations)], rows),
         "Shares of recommended places by popularity of the items; the numbers are in the table below.",
     )  # fmt: skip
+
+
+def _axis(groups: list[Bin]) -> dict[str, object]:
+    names = [group.name for group in groups]
+    ticks = {"tickvals": names, "ticktext": [group.tick for group in groups]}
+    return {"title": "times chosen in training, from …", "type": "category", "categoryarray": names} | ticks
 
 
 def _share(counts: list[int]) -> list[float]:
@@ -109,21 +135,24 @@ def norms_figure(catalogue: Catalogue) -> Figure | None:
     known = norms[np.isfinite(norms)]
     if not len(known) or known.std() < 1e-4 * known.mean():
         return None
-    names, cuts = [], []
+    groups, cuts = [], []
     for group in bins(catalogue):
         own = norms[group.items["row"].to_numpy()]
         if np.isfinite(own).any():
-            names.append(group.name)
+            groups.append(group)
             cuts.append(np.nanquantile(own, [0.1, 0.5, 0.9]).tolist())
+    names = [group.name for group in groups]
     low, middle, high = ([cut[i] for cut in cuts] for i in range(3))
     traces = [
         line("nine of ten are below", names, high, 0, mode="lines", line={"color": color(0), "width": 0}),
-        line("80 % of the items", names, low, 0, mode="lines", line={"width": 0}, fill="tonexty", fillcolor="var(--band)"),
+        line(
+            "80 % of the items", names, low, 0, mode="lines", line={"width": 0}, fill="tonexty", fillcolor="var(--band)"
+        ),
         line("median", names, middle, 0),
     ]
     traces[0]["showlegend"] = False
     plot = draw(
-        traces, {"title": "times chosen in training", "type": "category", "categoryarray": names},
+        traces, _axis(groups),
         {"title": "length of the item's vector", "rangemode": "tozero"}, 360,
     )  # fmt: skip
     return Figure(

@@ -13,8 +13,9 @@ from twotower.report.curves import health_section, training_section
 from twotower.report.exposure import exposure_section, exposure_sentence
 from twotower.report.item_map import map_section
 from twotower.report.people import people
-from twotower.report.record import ReportData, Section
+from twotower.report.record import ReportData
 from twotower.report.scores import scores_section
+from twotower.report.words import plain, split_name
 
 NEEDED = ("jinja2", "plotly", "sklearn")
 
@@ -46,7 +47,10 @@ def render(data: ReportData) -> str:
     from jinja2 import Environment, StrictUndefined
     from plotly.offline import get_plotlyjs
 
-    parts = {name: (files("twotower") / "report" / "templates" / name).read_text("utf-8") for name in ("page.html", "style.css", "page.js")}
+    parts = {
+        name: (files("twotower") / "report" / "templates" / name).read_text("utf-8")
+        for name in ("page.html", "style.css", "page.js")
+    }
     scripts = [get_plotlyjs(), parts["page.js"]]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(parts["page.html"]).render(
@@ -56,7 +60,9 @@ def render(data: ReportData) -> str:
 
 def _contents(data: ReportData) -> dict[str, Any]:
     """What the template names."""
-    catalogue, comparison = describe_items(data), compare_all(data)
+    comparison = compare_all(data)
+    k = split_name(comparison.metric)[1]
+    catalogue = describe_items(data, int(k) if k else None)
     summary = summarise(data, comparison)
     sections = [
         metrics_section(data, comparison),
@@ -69,30 +75,32 @@ def _contents(data: ReportData) -> dict[str, Any]:
     ]
     return {
         "data": data,
+        "plain": plain,
+        "sentence": lambda words: words[:1].upper() + words[1:],
         "summary": summary,
         "sentences": [*summary.sentences, exposure_sentence(data, catalogue), _health_sentence(data)],
         "sections": sections,
         "people": people(data, catalogue, comparison.metric),
         "plots": {figure.name: figure.plot for section in sections for figure in section.figures},
-        "numbers": _numbers(data, sections),
+        "numbers": _numbers(data),
     }
 
 
 def _health_sentence(data: ReportData) -> str:
-    names = [name for name, _ in data.findings]
+    names = [plain(name) for name, _ in data.findings]
     if not names:
         return "Health: nothing was found wrong in training."
     return f"Health: {len(names)} {'finding' if len(names) == 1 else 'findings'} from training ({', '.join(names)}); see below."
 
 
-def _numbers(data: ReportData, sections: list[Section]) -> dict[str, str]:
+def _numbers(data: ReportData) -> dict[str, str]:
     """The sizes under the title."""
     model = data.evaluations[0]
     return {
         "training events": f"{len(data.train):,}",
         "items": f"{len(data.items):,}",
         "test queries": f"{model.queries:,}",
-        "what they chose": f"{model.positives:,}",
+        "choices to predict": f"{model.positives:,}",
     }
 
 
@@ -101,7 +109,9 @@ def _check_installed() -> None:
         try:
             import_module(name)
         except ImportError as error:
-            raise ImportError(f"a report needs {name}, which is not installed: pip install 'twotower[report]'.") from error
+            raise ImportError(
+                f"a report needs {name}, which is not installed: pip install 'twotower[report]'."
+            ) from error
 
 
 def _hash(script: str) -> str:

@@ -50,7 +50,11 @@ def people(data: ReportData, catalogue: Catalogue, metric: str) -> list[Person]:
     values = data.evaluations[0].values
     if not len(values):
         return []
-    counts = data.train.select(pl.col(data.user).cast(values.schema[data.evaluations[0].user])).group_by(data.user).len("events")
+    counts = (
+        data.train.select(pl.col(data.user).cast(values.schema[data.evaluations[0].user]))
+        .group_by(data.user)
+        .len("events")
+    )
     asked = values.select(pl.col(data.evaluations[0].user).alias(data.user))
     events = asked.join(counts, on=data.user, how="left", maintain_order="left")["events"].fill_null(0).to_numpy()
     worth = values[metric].fill_nan(0).to_numpy() if metric else np.zeros(len(values))
@@ -64,7 +68,9 @@ def _choose(events: np.ndarray, worth: np.ndarray) -> list[tuple[str, int]]:
     middle = np.median(events[known]) if known.any() else 0
     busy = np.quantile(events[known], 0.9) if known.any() else 0
     kinds = {
-        "A list that was right": known & (worth > 0) & (worth >= np.quantile(worth[worth > 0], 0.75) if (worth > 0).any() else False),
+        "A list that was right": known
+        & (worth > 0)
+        & (worth >= np.quantile(worth[worth > 0], 0.75) if (worth > 0).any() else False),
         "A list that missed": known & (worth == 0) & (events >= middle),
         "A new user, without history": ~known,
         "A user with a short history": known & (events <= min(3, middle)),
@@ -89,8 +95,13 @@ def _person(
     if right is not None:
         ids = right.filter(pl.col("query") == row)["id"].cast(evaluation.values.schema[RECOMMENDED].inner)  # type: ignore[attr-defined]
         next_ones = [item for item in ids if item in listed or item not in before]
-    about = {r["id"]: _about(r) for r in catalogue.frame.filter(pl.col("id").is_in(listed[:SHOWN])).iter_rows(named=True)}
-    shown = [Recommended(titles.get(i, str(i)), about.get(i, ""), next_ones is not None and i in next_ones) for i in listed[:SHOWN]]
+    about = {
+        r["id"]: _about(r) for r in catalogue.frame.filter(pl.col("id").is_in(listed[:SHOWN])).iter_rows(named=True)
+    }
+    shown = [
+        Recommended(titles.get(i, str(i)), about.get(i, ""), next_ones is not None and i in next_ones)
+        for i in listed[:SHOWN]
+    ]
     return Person(
         kind=kind,
         name=", ".join(f"{key} {_key(values[key])}" for key in evaluation.keys),

@@ -23,7 +23,9 @@ def clean(values: Sequence[float | None]) -> list[float | None]:
     return [None if v is None or not math.isfinite(v) else v for v in values]
 
 
-def draw(traces: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], height: int = 340, **more: Any) -> dict[str, Any]:
+def draw(
+    traces: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], height: int = 340, **more: Any
+) -> dict[str, Any]:
     """Plotly's JSON of traces.
 
     Args:
@@ -40,13 +42,15 @@ def draw(traces: list[dict[str, Any]], x: dict[str, Any], y: dict[str, Any], hei
         "ticks": "", "fixedrange": True, "tickfont": {"color": "var(--soft)"},
     }  # fmt: skip
     axes = {
-        f"{name}axis": axis | given | {"title": {"text": given.get("title", ""), "standoff": 10, "font": {"color": "var(--soft)"}}}
+        f"{name}axis": axis
+        | given
+        | {"title": {"text": given.get("title", ""), "standoff": 10, "font": {"size": 13, "color": "var(--soft)"}}}
         for name, given in (("x", x), ("y", y))
     }
     layout = {
         "template": Template(),
         "height": height,
-        "margin": {"l": 8, "r": 14, "t": 34, "b": 8},
+        "margin": {"l": 8, "r": 14, "t": 34 if len(traces) > 1 and more.get("showlegend", True) else 10, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", "size": 13,
@@ -73,7 +77,13 @@ def line(name: str, x: Sequence[Any], y: Sequence[float | None], place: int, **m
 
 
 def whiskers(
-    name: str, means: Sequence[float], lows: Sequence[float], highs: Sequence[float], at: Sequence[float], place: int, words: list[str]
+    name: str,
+    means: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    at: Sequence[float],
+    place: int,
+    words: list[str],
 ) -> dict[str, Any]:
     """Points with intervals, one below the other; `words` are shown beneath the pointer."""
     more = [high - mean for high, mean in zip(highs, means, strict=True)]

@@ -45,7 +45,9 @@ class ReportData:
 
     def __post_init__(self) -> None:
         if not self.evaluations:
-            raise ValueError("a report needs at least one evaluation, the model's: evaluations=[evaluator(retriever), ...].")
+            raise ValueError(
+                "a report needs at least one evaluation, the model's: evaluations=[evaluator(retriever), ...]."
+            )
 
 
 @dataclass(frozen=True)

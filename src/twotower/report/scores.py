@@ -37,11 +37,15 @@ def scores_section(data: ReportData, catalogue: Catalogue) -> Section:
     asked = queries_with_columns(data)
     if asked is None:
         needed = listed(_needed(data))
-        notes.append(f"Scores are missing: neither the evaluation nor the tables hold all that the query tower reads ({needed}).")
+        notes.append(
+            f"Scores are missing: neither the evaluation nor the tables hold all that the query tower reads ({needed})."
+        )
     else:
         figures.append(_figure(sample_scores(data, catalogue, asked)))
         if len(asked) > QUERIES:
-            notes.append(f"Scores are of {QUERIES} of {len(asked):,} queries, drawn at random, each with {RANDOM} random items.")
+            notes.append(
+                f"Scores are of {QUERIES} of {len(asked):,} queries, drawn at random, each with {RANDOM} random items."
+            )
     norms = norms_figure(catalogue)
     if norms is None:
         notes.append("All item vectors have one length, so that no item can win by its length.")
@@ -86,13 +90,17 @@ def sample_scores(data: ReportData, catalogue: Catalogue, asked: pl.DataFrame) -
     bundle = data.retriever.bundle
     with torch.no_grad():
         queries = embed(bundle.model.query, bundle.preprocessor.transform(rows.select(_needed(data)))).float()
-    recommended = rows.select(id=pl.col(RECOMMENDED).list.head(FIRST)).with_row_index("query").explode("id").drop_nulls()
+    recommended = (
+        rows.select(id=pl.col(RECOMMENDED).list.head(FIRST)).with_row_index("query").explode("id").drop_nulls()
+    )
     recommended, chosen = (_scored(found, queries, catalogue) for found in (recommended, chosen_items(data, rows)))
     places = torch.from_numpy(rng.integers(len(catalogue.frame), size=(len(rows), RANDOM)))
     random = torch.einsum("qd,qnd->qn", queries, catalogue.vectors[places]).numpy()
     beside = random[chosen["query"].to_numpy()]
     apart = chosen["score"].to_numpy()[:, None] - beside
-    above = float((np.where(apart == 0, 0.5, apart > 0))[np.isfinite(apart)].mean()) if np.isfinite(apart).any() else np.nan
+    above = (
+        float((np.where(apart == 0, 0.5, apart > 0))[np.isfinite(apart)].mean()) if np.isfinite(apart).any() else np.nan
+    )
     return Scores(
         len(rows), recommended["score"].to_numpy(), chosen["score"].to_numpy(), random[np.isfinite(random)], above,
         data.test is not None,
@@ -107,7 +115,9 @@ def _needed(data: ReportData) -> list[str]:
 def _scored(pairs: pl.DataFrame, queries: torch.Tensor, catalogue: Catalogue) -> pl.DataFrame:
     """(query, score) of pairs (query, id); items without a vector are left out."""
     ids = catalogue.frame.select("id").with_row_index("place")
-    found = pairs.with_columns(pl.col("id").cast(ids.schema["id"], strict=False)).join(ids, on="id", maintain_order="left")
+    found = pairs.with_columns(pl.col("id").cast(ids.schema["id"], strict=False)).join(
+        ids, on="id", maintain_order="left"
+    )
     query, place = (torch.from_numpy(found[n].to_numpy().astype(np.int64)) for n in ("query", "place"))
     score = (queries[query] * catalogue.vectors[place]).sum(1).numpy()
     return found.select("query", score=pl.Series(score)).filter(pl.col("score").is_finite())
@@ -126,7 +136,9 @@ def _figure(scores: Scores) -> Figure:
         place = {"recommended": 0, chosen: 2, "random items": 4}[name]
         shape = {"shape": "hvh", "width": 2, "color": f"var(--series-{place})"}
         traces.append(
-            line(name, middles, share, place, mode="lines", line=shape, fill="tozeroy", fillcolor=f"var(--wash-{place})")
+            line(
+                name, middles, share, place, mode="lines", line=shape, fill="tozeroy", fillcolor=f"var(--wash-{place})"
+            )
         )
         rows.append([name, f"{len(values):,}", *(number(float(q)) for q in np.quantile(values, [0.1, 0.5, 0.9]))])
     return Figure(

@@ -43,9 +43,14 @@ def metric_name(metric: str) -> str:
     return f"{name}@{k}" if k else name
 
 
+def called(name: str) -> str:
+    """A ranker's name within a sentence."""
+    return f"“{name}”" if "," in name else name
+
+
 def plain(name: str) -> str:
-    """Such as "cold items" for cold_items."""
-    return name.replace("_", " ")
+    """Such as "cold items" for cold_items and "hidden tail" for hidden-tail."""
+    return name if " " in name else name.replace("_", " ").replace("-", " ")
 
 
 def number(value: float | None) -> str:
@@ -56,9 +61,11 @@ def number(value: float | None) -> str:
         return f"{value:,.0f}".replace("-", "−")
     if abs(value) >= 1:
         return f"{value:.3g}".replace("-", "−")
-    if value != 0 and abs(value) < 0.01:
-        return f"{value:.2g}".replace("0.", ".", 1).replace("-", "−") if abs(value) >= 1e-4 else f"{value:.1e}"
-    return f"{value:.3f}".replace("0.", ".", 1).replace("-", "−")
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-4:
+        return f"{value:.1e}".replace("-", "−")
+    return f"{value:.{4 if abs(value) < 0.01 else 3}f}".replace("0.", ".", 1).replace("-", "−")
 
 
 def signed(value: float) -> str:
@@ -67,8 +74,8 @@ def signed(value: float) -> str:
 
 
 def interval(low: float, high: float) -> str:
-    """Such as [.250, .274]; nothing where there is none."""
-    return "" if math.isnan(low) else f"[{number(low)}, {number(high)}]"
+    """Such as [.250, .274], which no line breaks; nothing where there is none."""
+    return "" if math.isnan(low) else f"[{number(low)},\u00a0{number(high)}]"
 
 
 def estimate(found: Estimate) -> str:
@@ -85,7 +92,7 @@ def percent(share: float) -> str:
     """Such as 23 % and 0.4 %."""
     if not math.isfinite(share):
         return "–"
-    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}"
+    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "under 0.1%"
 
 
 def verdict(found: Difference, level: float = 0.05) -> str:
