@@ -192,7 +192,7 @@ def _forest(data: ReportData, metric: str) -> Figure:
     )
     return Figure(
         "forest", f"{metric_name(metric)} with intervals", plot,
-        "Each mark is a mean over all queries, its bar the interval in which it would lie with other users; further right is better.",
+        "Each mark is a mean over all queries, its bar the interval where it would lie with other users; further right is better.",
         "The model to the left of popularity, or intervals that overlap so much that the order could be chance.",
         Table(["", metric_name(metric)], [[e.name, estimate(e[metric])] for e in shown]),
         f"{metric_name(metric)}: " + "; ".join(f"{e.name} {estimate(e[metric])}" for e in shown), wide=True,
@@ -204,7 +204,7 @@ def slices_section(data: ReportData, comparison: Comparison) -> Section:
     lead = "A good mean can hide a group that is served badly."
     model, metric = data.evaluations[0], comparison.metric
     if not model.slices or not metric:
-        note = 'The evaluation has no slices. Give Evaluator slices=["cold_items", "new_users", ...] to see groups of items and users.'
+        note = 'The evaluation has no slices. Give Evaluator slices=["cold_items", "new_users"] to see groups.'
         return Section("slices", "For whom, and for what", lead, notes=[note])
     names = list(model.slices)
     notes = []

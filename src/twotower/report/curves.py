@@ -97,9 +97,9 @@ def _health(history: pl.DataFrame) -> Figure | None:
     if not shown:
         return None
     return Figure(
-        "health-curves", "Health while training", _draw(history, shown, "share", 0) | {},
-        "Shares of 0 to 1: how much of the scores depends on who asks, how alike lists are, how often rare items are shown, and how "
-        "much of the space the vectors use.",
+        "health-curves", "Health while training", _draw(history, shown, "share", 0),
+        "Shares of 0 to 1: how much of the scores depends on who asks, how alike lists are, how often rare items are shown, and "
+        "how much of the space the vectors use.",
         "Lists that have .9 in common, a share near 0 that depends on who asks, or directions that shrink towards 0.",
         _table(history, shown), "Health measurements by epoch; the numbers are in the table below.", wide=True,
     )  # fmt: skip

@@ -50,7 +50,11 @@ def bins(catalogue: Catalogue) -> list[Bin]:
 
 def exposure_sentence(data: ReportData, catalogue: Catalogue) -> str:
     """How much of the catalogue is ever shown."""
-    shares = [(e.name, float((catalogue.frame[f"shown_{i}"] > 0).mean() or 0)) for i, e in enumerate(data.evaluations)]
+    shown = [
+        int((catalogue.frame[f"shown_{i}"] > 0).sum()) / max(1, len(catalogue.frame))
+        for i in range(len(data.evaluations))
+    ]
+    shares = [(e.name, share) for e, share in zip(data.evaluations, shown, strict=True)]
     others = ", ".join(f"those of {called(name)} {percent(share)}" for name, share in shares[1:])
     lists = f"first {catalogue.first} recommendations" if catalogue.first else "lists"
     return f"Its {lists} hold {percent(shares[0][1])} of the catalogue, all users together" + (
@@ -111,8 +115,8 @@ def _shares(data: ReportData, groups: list[Bin]) -> Figure:
     )  # fmt: skip
     return Figure(
         "shares", "Share of what is shown, and of what was chosen", plot,
-        "Bars are shares of what users chose in training, lines shares of the recommended places; where a line is above its bar, such "
-        "items are shown more than they were chosen.",
+        "Bars are shares of what users chose in training, lines shares of the recommended places; where a line is above its "
+        "bar, such items are shown more than they were chosen.",
         "Nearly all places at the far right, where the bars are not.",
         Table(["chosen in training", "training events", *(e.name for e in data.evaluations)], rows),
         "Shares of recommended places by popularity of the items; the numbers are in the table below.",
@@ -121,8 +125,9 @@ def _shares(data: ReportData, groups: list[Bin]) -> Figure:
 
 def _axis(groups: list[Bin]) -> dict[str, object]:
     names = [group.name for group in groups]
-    ticks = {"tickvals": names, "ticktext": [group.tick for group in groups]}
-    return {"title": "times chosen in training, from …", "type": "category", "categoryarray": names} | ticks
+    ticks = [group.tick for group in groups]
+    title = "times chosen in training, from …"
+    return {"title": title, "type": "category", "categoryarray": names, "tickvals": names, "ticktext": ticks}
 
 
 def _share(counts: list[int]) -> list[float]:
@@ -157,7 +162,8 @@ def norms_figure(catalogue: Catalogue) -> Figure | None:
     )  # fmt: skip
     return Figure(
         "norms", "Length of item vectors by popularity", plot,
-        "The line is the median length, the band holds eight of ten items; a long vector scores high with everyone who likes its direction.",
+        "The line is the median length, the band holds eight of ten items; a long vector scores high with everyone who likes its "
+        "direction.",
         "A steep rise: popular items then win by length, and everyone gets them.",
         Table(["chosen in training", "10 % are below", "median", "90 % are below"],
               [[n, *map(number, cut)] for n, cut in zip(names, cuts, strict=True)]),

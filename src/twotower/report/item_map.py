@@ -52,7 +52,7 @@ def project(vectors: torch.Tensor) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     directions = F.normalize(vectors, dim=1).numpy()
-    if directions.std(axis=0).max() < 1e-6:  # all in one place, where t-SNE's start would be 0 / 0
+    if np.ptp(directions, axis=0).max() < 1e-6:  # all in one place, where t-SNE's start would be 0 / 0
         return np.zeros((len(vectors), 2))
     start = "pca" if min(directions.shape) >= 2 else "random"
     perplexity = min(30, (len(vectors) - 1) / 3)
@@ -86,10 +86,11 @@ def _figure(
     what = f", colour is {catalogue.category}" if catalogue.category else ""
     return Figure(
         "item-map", "Items by what the model takes to be alike", plot,
-        f"Larger points are more popular{what}; the axes have no meaning, only nearness has. Point at an item for its title, drag to "
-        "zoom, double-click to return.",
+        f"Larger points are more popular{what}; the axes have no meaning, only nearness has. Point at an item for its title, drag "
+        "to zoom, double-click to return.",
         "One ball without any structure, or popular items all in one corner far from the rest.",
-        _alike(catalogue, rows, groups, values), f"A map of {len(frame):,} items; how alike items of one group are is in the table below.",
+        _alike(catalogue, rows, groups, values), 
+        f"A map of {len(frame):,} items; how alike items of one group are is in the table below.",
         wide=True,
     )  # fmt: skip
 
@@ -105,7 +106,8 @@ def _trace(frame: pl.DataFrame, places: np.ndarray, own: np.ndarray, name: str, 
         for row in part.iter_rows(named=True)
     ]  # fmt: skip
     return {
-        "type": "scatter", "mode": "markers", "name": text(name), "x": places[own, 0].round(2).tolist(), "y": places[own, 1].round(2).tolist(),
+        "type": "scatter", "mode": "markers", "name": text(name), "x": places[own, 0].round(2).tolist(),
+        "y": places[own, 1].round(2).tolist(),
         "legendrank": 2000 if name == OTHERS else 1000, "text": words, "hovertemplate": "%{text}<extra></extra>",
         "marker": {"size": size.round(1).tolist(), "color": color, "opacity": 0.75, "line": {"width": 0.5, "color": "var(--card)"}},
     }  # fmt: skip

@@ -76,7 +76,8 @@ def _choose(events: np.ndarray, worth: np.ndarray) -> list[tuple[str, int]]:
         "A user with a short history": known & (events <= min(3, middle)),
         "One of the most active users": known & (events >= busy),
     }
-    rng, found = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    found: list[tuple[str, int]] = []
     for kind, mask in kinds.items():
         rows = [row for row in np.flatnonzero(mask) if row not in [r for _, r in found]]
         if rows:

@@ -148,5 +148,5 @@ def _figure(scores: Scores) -> Figure:
         f"{percent(scores.above)} of all pairs (50 % is chance).",
         "Three humps in one place: the model tells nothing apart.",
         Table(["", "scores", "10 % are below", "median", "90 % are below"], rows),
-        f"Distribution of scores over {scores.queries} queries; {chosen} scores above a random item in {percent(scores.above)} of pairs.",
+        f"Scores over {scores.queries} queries; {chosen} scores above a random item in {percent(scores.above)} of pairs.",
     )  # fmt: skip

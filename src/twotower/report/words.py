@@ -85,7 +85,7 @@ def estimate(found: Estimate) -> str:
 
 def probability(p: float) -> str:
     """Such as p = .03 and p < .001."""
-    return "p < .001" if p < 0.001 else f"p = {number(p)}"
+    return "p\u00a0<\u00a0.001" if p < 0.001 else f"p\u00a0=\u00a0{number(p)}"
 
 
 def percent(share: float) -> str:
