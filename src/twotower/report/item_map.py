@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from twotower.report.catalogue import Catalogue
 from twotower.report.plots import draw, text
 from twotower.report.record import Figure, Section, Table
-from twotower.report.words import number
+from twotower.report.words import chosen, number
 
 POPULAR, SAMPLED = 1000, 1000  # items on the map: the most popular, and some of the others
 FEWEST = 10  # of fewer items a map says nothing
@@ -102,7 +102,7 @@ def _trace(frame: pl.DataFrame, places: np.ndarray, own: np.ndarray, name: str, 
     size = 4 + 10 * np.log1p(events) / np.log1p(most)
     words = [
         f"<b>{text(row['title'])}</b><br>" + (f"{text(', '.join(row['category']))}<br>" if row["category"] else "")
-        + f"chosen {row['events']:,} times in training"
+        + chosen(row["events"])
         for row in part.iter_rows(named=True)
     ]  # fmt: skip
     return {

@@ -9,7 +9,7 @@ from twotower.evaluation.result import RECOMMENDED
 from twotower.report.catalogue import Catalogue
 from twotower.report.record import ReportData
 from twotower.report.scores import chosen_items
-from twotower.report.words import metric_name, number
+from twotower.report.words import chosen, metric_name, number
 
 HISTORY, SHOWN = 8, 10
 
@@ -124,7 +124,7 @@ def _history(data: ReportData, user: object) -> list[object]:
 
 def _about(row: dict[str, object]) -> str:
     category = ", ".join(row["category"])  # type: ignore[arg-type]
-    times = f"chosen {row['events']:,} times" if row["events"] else "never chosen in training"
+    times = chosen(int(row["events"]))  # type: ignore[call-overload]
     return f"{category} · {times}" if category else times
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 SERIES = 6  # colours of the style sheet, --series-0 (the model) to --series-5
 
 
@@ -53,10 +54,10 @@ def draw(
         "margin": {"l": 8, "r": 14, "t": 34 if len(traces) > 1 and more.get("showlegend", True) else 10, "b": 8},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif", "size": 13,
-                 "color": "var(--ink)"},
+        "font": {"family": FONT, "size": 13, "color": "var(--ink)"},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "font": {"color": "var(--ink)"}, "align": "left"},
+        "hoverlabel": {"bgcolor": "var(--card)", "bordercolor": "var(--line)", "align": "left",
+                       "font": {"family": FONT, "size": 13, "color": "var(--ink)"}},
         "hovermode": "closest",
         "dragmode": False,
         "showlegend": len(traces) > 1,

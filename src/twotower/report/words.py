@@ -92,7 +92,7 @@ def percent(share: float) -> str:
     """Such as 23 % and 0.4 %."""
     if not math.isfinite(share):
         return "–"
-    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "under 0.1%"
+    return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "<0.1%"
 
 
 def verdict(found: Difference, level: float = 0.05) -> str:
@@ -100,6 +100,11 @@ def verdict(found: Difference, level: float = 0.05) -> str:
     if found.p >= level:
         return "unclear"
     return "better" if found.difference > 0 else "worse"
+
+
+def chosen(events: int) -> str:
+    """How often, in training."""
+    return "never chosen in training" if events == 0 else "chosen once" if events == 1 else f"chosen {events:,} times"
 
 
 def listed(names: list[str]) -> str:
