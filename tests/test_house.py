@@ -35,6 +35,8 @@ LINE = [
     "baselines.ease", "baselines.implicit_models", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
+    "report.record", "report.words", "report.plots", "report.comparison", "report.curves", "report.catalogue",
+    "report.exposure", "report.scores", "report.item_map", "report.people", "report.page", "report",
 ]  # fmt: skip
 
 
@@ -88,14 +90,14 @@ PUBLIC = [
     "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
     "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt", "Preprocessor",
     "PretrainedEmbeddings", "PretrainedVectors", "Ragged", "RankingMetric", "RawTables", "RecallAt",
-    "RegressionOutput", "RetrievalModelV2", "Retriever", "Schema", "SliceBy", "SliceEstimates", "Step",
+    "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Schema", "SliceBy", "SliceEstimates", "Step",
     "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth",
     "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2",
     "build_histories", "check_leaks", "compare", "create_categorical_column", "create_continuous_column",
     "generate_data", "generate_world", "infer_columns", "infer_embedding_dim", "k_core", "latest_histories",
     "leave_last_out", "load_bundle", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
     "make_optimizer", "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time",
-    "split_by_user", "tabulate", "unique_rows_by_features",
+    "split_by_user", "tabulate", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -148,8 +150,7 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, twotower; print([m for m in ('lightning', 'torchmetrics', 'pandas', 'scipy') if m in sys.modules])"
-    )
+    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn")
+    code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
