@@ -252,6 +252,15 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     assert "is there already" in call("recommend", run, *many, code=2)
 
 
+def test_report(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    call("report", run, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "popularity" in page
+    assert "batch_size: 64" in page
+    assert "is there already" in call("report", run, "--out", tmp_path / "page.html", code=2)
+
+
 def test_tune_searches_the_validation_and_goes_on(shop: Path, tmp_path: Path) -> None:
     config = Config.load(shop / "shop.yaml").with_changes(
         {

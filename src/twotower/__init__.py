@@ -66,6 +66,7 @@ from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
 from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
 from twotower.optimizers import make_optimizer
 from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput
+from twotower.report import ReportData, write_report
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.catalog import CatalogSampler
 from twotower.samplers.cross_batch import CrossBatchSampler
@@ -189,6 +190,7 @@ __all__ = [
     "RawTables",
     "RecallAt",
     "RegressionOutput",
+    "ReportData",
     "RetrievalModelV2",
     "Retriever",
     "Run",
@@ -239,4 +241,5 @@ __all__ = [
     "tabulate",
     "train_run",
     "unique_rows_by_features",
+    "write_report",
 ]

@@ -35,13 +35,15 @@ def report(
         config=(run / "config.yaml").read_text(encoding="utf-8"),
         history=opened.history(),
         evaluations=found,
-        train=tables.train,
+        train=tables.before(on),
         items=tables.items,
         user=opened.config.data.user,
         item=opened.config.data.item,
         retriever=opened.retriever(),
         findings=opened.findings(),
         environment=opened.environment(),
+        test=tables.test if on == "test" else tables.validation,
+        time=opened.config.data.time,
     )
     write_report(path, data)
     console.print(f"The report is in {path}.")
