@@ -22,11 +22,15 @@ def main() -> None:
     """Run a verb; what the user can mend is told without a traceback, with exit code 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
+        if isinstance(error, ImportError) and "pip install" not in str(
+            error
+        ):  # an extra that is missing names itself so
+            raise
         told(error)
         sys.exit(2)
 
 
-def told(error: ValueError) -> None:
+def told(error: Exception) -> None:
     """The message alone, on standard error."""
     Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)
