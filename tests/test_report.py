@@ -286,6 +286,7 @@ ONLY_IDS = FILMS.select("item_id")
     [
         ({"history": EMPTY}, ["There is no training history"]),
         ({"findings": []}, ["Nothing was found wrong"]),
+        ({"findings": [], "history": EMPTY}, ["nobody may have looked"]),
         ({"items": ONLY_IDS}, ["No column of the items has few enough values to colour by"]),
         ({"test": None}, ["What these users chose next was not given", "what users chose in training"]),
         ({"config": "", "environment": {}}, ["No configuration was recorded", "No environment was recorded"]),
