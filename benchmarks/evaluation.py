@@ -86,7 +86,7 @@ def compare() -> None:
         recall, slow = numpy_script(ranker, test, seen, part, "argsort")
         again, partition = numpy_script(ranker, test, seen, part, "argpartition")
         few, _ = ours(ranker, test.filter(pl.col("user") < part), seen, ["recall_at_20", "ndcg_at_20"])
-        assert abs(few["recall_at_20"].mean - recall) < 1e-6 and abs(again - recall) < 1e-6
+        assert max(abs(few["recall_at_20"].mean - recall), abs(again - recall)) < 1e-6
         _, fast = ours(ranker, test, seen, ["recall_at_20", "ndcg_at_20"])
         everything = ["recall_at_20", "ndcg_at_20", "mrr_at_20", "map_at_20", "precision_at_20", "hit_rate_at_20",
                       "coverage_at_20", "gini_at_20", "novelty_at_20", "popularity_lift_at_20"]  # fmt: skip

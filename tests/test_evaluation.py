@@ -10,7 +10,6 @@ import torch
 import twotower as tt
 from tests.worlds import clubs, towers
 from twotower import Tags, evaluation
-from twotower.baselines import ItemKNN, Popularity
 from twotower.evaluation import evaluate_ranking, rank, ranking, ranking_task
 
 
@@ -166,24 +165,6 @@ def test_in_batch_metrics_by_hand() -> None:
     ids = torch.tensor([7, 8, 7])
     relevance = evaluation.in_batch_relevance(query, candidate, ids, 2)
     assert relevance.tolist() == [[1, 0], [0, 0], [1, 0]]
-
-
-def test_popularity_counts_and_knn_finds_neighbours() -> None:
-    # users 1-3 watch 10 and 11 together, users 4-5 watch 20 and 21; user 6 has only 20
-    train = tt.Dataset(
-        {"user": [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], "item": [10, 11, 10, 11, 10, 11, 20, 21, 20, 21, 20]}
-    )
-    test = tt.Dataset({"user": [6, 99], "item": [21, 10]})
-    popular = Popularity(train, "user", "item")
-    assert popular.items.tolist() == [10, 11, 20, 21]
-    assert popular.scores(pl.Series([1])).tolist() == [[3.0, 3.0, 3.0, 2.0]]
-    knn = ItemKNN(train, "user", "item")
-    # |20 and 21| = 2, |20| = 3, |21| = 2
-    assert knn.scores(pl.Series([6]))[0, 3].item() == pytest.approx(2 / (6**0.5 + 10), abs=1e-5)
-    assert knn.evaluate(test, seen=train, metrics=["recall_at_1"])["recall_at_1"] == 0.5  # 21 found, 10 tied and lost
-    assert popular.evaluate(test, seen=train, metrics=["recall_at_1"])["recall_at_1"] == 0.0
-    with pytest.raises(ValueError, match=r"1 training items are not in the catalogue, such as \[21\]"):
-        Popularity(train, "user", "item", catalog=tt.Dataset({"item": [10, 11, 20]}))
 
 
 def test_a_missing_group_is_an_error() -> None:

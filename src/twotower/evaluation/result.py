@@ -123,7 +123,9 @@ class Evaluation:
             name: SliceEstimates(part["queries"], part["positives"], _estimates(part["metrics"]))
             for name, part in text["slices"].items()
         }
-        return cls(values=pl.read_parquet(file.with_name("values.parquet")), **text | {"keys": tuple(text["keys"])})
+        return cls(
+            values=pl.read_parquet(file.with_name("values.parquet"), glob=False), **text | {"keys": tuple(text["keys"])}
+        )
 
     def _text(self) -> dict[str, Any]:
         plain = ("name", "queries", "positives", "candidates", "keys", "user", "confidence", "seconds")
