@@ -7,7 +7,7 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMES = (
-    "baselines", "blocks", "candidates", "distinct", "encoder", "evaluation", "indexes", "logits", "losses", "metrics",
+    "baselines", "blocks", "candidates", "distinct", "encoder", "evaluation", "exposure", "indexes", "logits", "losses", "metrics",
     "optimizers", "outputs",
 )  # fmt: skip
 SHAPED = [f"twotower.{name}" for name in NAMES]

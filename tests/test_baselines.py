@@ -18,7 +18,7 @@ from twotower.baselines import EASE, Baseline, ImplicitALS, ImplicitBPR, ItemKNN
 from twotower.baselines import base as base_module
 from twotower.baselines.base import LOWEST
 from twotower.baselines.item_knn import _keep_largest
-from twotower.evaluation import ranked_relevance, ranking_task
+from twotower.evaluation import rank, ranking_task
 
 USERS, ITEMS = 30, 20
 needs_implicit = pytest.mark.skipif(
@@ -320,7 +320,7 @@ def test_evaluate_ranks_the_catalogue_or_the_given_candidates(make: Make) -> Non
     def by_hand(candidates: list[int]) -> list[float]:
         task = ranking_task(tt.Dataset(test), query=["user"], candidate="item", candidates=pl.Series(candidates))
         scores = model.scores(task.queries.to_polars()["user"])[:, [model.items.to_list().index(c) for c in candidates]]
-        relevance = ranked_relevance(lambda rows: scores[rows], task, 5)
+        relevance = rank(lambda rows: scores[rows], task, 5).hits
         return [float(metric(relevance, task.num_positives).mean()) for metric in metrics]
 
     assert set(model.items) == set(events["item"]) | {2000}

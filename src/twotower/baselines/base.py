@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twotower.data.dataset import Dataset
-from twotower.evaluation import evaluate_ranking, ranking_task
+from twotower.evaluation import Queries, ScoreQueries, evaluate_ranking, ranking_task
 from twotower.metrics import Metrics, resolve_metrics
 
 LOWEST = torch.finfo(torch.float32).min  # of an item that a baseline does not know: finite, so above a seen item
@@ -78,7 +78,7 @@ class Baseline(ABC):
     def score_candidates(
         self, users: pl.Series, candidates: pl.Series
     ) -> Callable[[Tensor], Float[Tensor, "T candidates"]]:
-        """A function that scores candidates for users, as an evaluator asks for them.
+        """A function that scores candidates for users, whatever rows they come from.
 
         Args:
             users: (Q,) ids, known or not.
@@ -105,6 +105,11 @@ class Baseline(ABC):
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
         return score
+
+    def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
+        """The scores of the candidates for the queries' users, as an Evaluator asks for them."""
+        users = queries.select([self.user]).to_polars()[self.user]
+        return self.score_candidates(users, candidates.to_polars()[self.item])
 
     def evaluate(
         self,
