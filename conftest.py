@@ -7,8 +7,8 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NAMES = (
-    "blocks", "candidates", "distinct", "encoder", "evaluation", "indexes", "logits", "losses", "metrics", "optimizers",
-    "outputs",
+    "baselines", "blocks", "candidates", "distinct", "encoder", "evaluation", "exposure", "indexes", "logits", "losses", "metrics",
+    "optimizers", "outputs",
 )  # fmt: skip
 SHAPED = [f"twotower.{name}" for name in NAMES]
 install_import_hook(SHAPED, "tests.checked")

@@ -99,7 +99,7 @@ class TfIdf(Baseline):
     def learn(self, events: pl.DataFrame) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer  # an optional package
 
-        linking, linked = ([texts[article] for article in self.items.tolist()] for texts in self.texts)
+        linking, linked = ([texts[article] for article in self.items.to_list()] for texts in self.texts)
         vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(linking)
         self.vectors = vectorizer.transform(linking), vectorizer.transform(linked)
 

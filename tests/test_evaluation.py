@@ -10,34 +10,39 @@ import torch
 import twotower as tt
 from tests.worlds import clubs, towers
 from twotower import Tags, evaluation
-from twotower.baselines import ItemKNN, Popularity
-from twotower.evaluation import evaluate_ranking, ranked_relevance, ranking_task
+from twotower.evaluation import evaluate_ranking, rank, ranking, ranking_task
 
 
-def slow_relevance(scores: list[float], positives: set[int], seen: set[int], k: int) -> list[int]:
+def slow_ranking(scores: list[float], positives: set[int], seen: set[int], k: int) -> tuple[list[int], list[int]]:
+    """Places and hits: by score, then negatives first, then by place."""
     left = [j for j in range(len(scores)) if j not in seen]
-    order = sorted(left, key=lambda j: (-scores[j], j in positives))
-    hits = [int(j in positives) for j in order[:k]]
-    return hits + [0] * (k - len(hits))
+    order = sorted(left, key=lambda j: (-scores[j], j in positives, j))[:k]
+    padding = [0] * (k - len(order))
+    return order + [-1 for _ in padding], [int(j in positives) for j in order] + padding
 
 
 @pytest.mark.parametrize("k", [1, 5, 30])
-def test_ranking_agrees_with_a_slow_loop(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "SCORES_IN_MEMORY", 30 * 7)  # several tiles
+@pytest.mark.parametrize("items", [30, 2500])
+@pytest.mark.parametrize("kinds", [5, 10**6])  # five different scores: ties everywhere
+def test_ranking_agrees_with_a_slow_loop(k: int, items: int, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "SCORES_IN_MEMORY", items * 7)  # several tiles
     rng = np.random.default_rng(k)
-    events = tt.Dataset({"user": rng.integers(0, 50, 400), "item": rng.integers(0, 30, 400)})
-    past = tt.Dataset({"user": rng.integers(0, 50, 300), "item": rng.integers(0, 30, 300)})
+    events = tt.Dataset({"user": rng.integers(0, 50, 400), "item": rng.integers(0, items, 400)})
+    past = tt.Dataset({"user": rng.integers(0, 50, 300), "item": rng.integers(0, items, 300)})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*seen before")
-        task = ranking_task(events, query=["user"], candidate="item", candidates=torch.arange(30), seen=past)
+        task = ranking_task(events, query=["user"], candidate="item", candidates=torch.arange(items), seen=past)
     users = task.queries.to_polars()["user"].to_list()
-    scores = torch.from_numpy(rng.integers(0, 5, (50, 30))).float()  # five values: ties everywhere
-    got = ranked_relevance(lambda rows: scores[[users[r] for r in rows.tolist()]].clone(), task, k)
+    scores = torch.from_numpy(rng.integers(-kinds // 2, kinds // 2, (50, items))).float()
+    scores[scores == 0] *= -1  # minus zero ties with zero
+    got = rank(lambda rows: scores[[users[r] for r in rows.tolist()]].clone(), task, k)
     for row, user in enumerate(users):
         seen = set(past.to_polars().filter(pl.col("user") == user)["item"])
         positives = set(events.to_polars().filter(pl.col("user") == user)["item"]) - seen
         assert task.num_positives[row] == len(positives)
-        assert got[row].tolist() == slow_relevance(scores[user].tolist(), positives, seen, k)
+        places, hits = slow_ranking(scores[user].tolist(), positives, seen, k)
+        assert got.places[row].tolist() == places
+        assert got.hits[row].tolist() == hits
 
 
 def test_a_query_is_a_distinct_row_of_its_columns() -> None:
@@ -160,24 +165,6 @@ def test_in_batch_metrics_by_hand() -> None:
     ids = torch.tensor([7, 8, 7])
     relevance = evaluation.in_batch_relevance(query, candidate, ids, 2)
     assert relevance.tolist() == [[1, 0], [0, 0], [1, 0]]
-
-
-def test_popularity_counts_and_knn_finds_neighbours() -> None:
-    # users 1-3 watch 10 and 11 together, users 4-5 watch 20 and 21; user 6 has only 20
-    train = tt.Dataset(
-        {"user": [1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], "item": [10, 11, 10, 11, 10, 11, 20, 21, 20, 21, 20]}
-    )
-    test = tt.Dataset({"user": [6, 99], "item": [21, 10]})
-    popular = Popularity(train, "user", "item")
-    assert popular.items.tolist() == [10, 11, 20, 21]
-    assert popular.scores(pl.Series([1])).tolist() == [[3.0, 3.0, 3.0, 2.0]]
-    knn = ItemKNN(train, "user", "item")
-    # |20 and 21| = 2, |20| = 3, |21| = 2
-    assert knn.scores(pl.Series([6]))[0, 3].item() == pytest.approx(2 / (6**0.5 + 10), abs=1e-5)
-    assert knn.evaluate(test, seen=train, metrics=["recall_at_1"])["recall_at_1"] == 0.5  # 21 found, 10 tied and lost
-    assert popular.evaluate(test, seen=train, metrics=["recall_at_1"])["recall_at_1"] == 0.0
-    with pytest.raises(ValueError, match=r"1 training items are not in the catalogue, such as \[21\]"):
-        Popularity(train, "user", "item", catalog=tt.Dataset({"item": [10, 11, 20]}))
 
 
 def test_a_missing_group_is_an_error() -> None:

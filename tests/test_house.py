@@ -28,10 +28,15 @@ LINE = [
     "samplers", "outputs.base", "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets",
     "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers", "health.measures",
     "health.record", "health.findings", "training.compiled", "training.history", "training.checkup",
-    "training.watch", "training.checkpoint", "training.lightning", "evaluation", "data.synthetic.world",
-    "data.synthetic.generate", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
+    "training.watch", "training.checkpoint", "training.lightning", "exposure", "measures", "evaluation.task", "evaluation.ranking",
+    "evaluation.tower", "evaluation.statistics", "evaluation.slices", "evaluation.result", "evaluation.evaluator",
+    "evaluation", "training.early_stopping", "data.synthetic.world",
+    "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn",
+    "baselines.ease", "baselines.implicit_models", "baselines", "indexes.exact", "top_k", "models.parts", "models.positions",
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
+    "report.record", "report.words", "report.plots", "report.comparison", "report.curves", "report.catalogue",
+    "report.exposure", "report.scores", "report.item_map", "report.people", "report.page", "report",
 ]  # fmt: skip
 
 
@@ -75,22 +80,24 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 
 PUBLIC = [
     "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler",
-    "Candidates", "Catalog", "CatalogSampler", "Categorical", "ColumnSampler", "ColumnSchema", "Continuous",
-    "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency", "CrossBatchSampler", "CrossBlock", "Dataset",
-    "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "ExactIndex",
-    "Frequency", "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag",
-    "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt", "InBatchSamplerV2", "Inferred",
-    "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth", "Loader", "MLPBlock", "MRRAt",
-    "MappedLoader", "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "Numeric",
-    "PopularityBasedSamplerV2", "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings",
-    "PretrainedVectors", "Ragged", "RankingMetric", "RawTables", "RecallAt", "RegressionOutput", "RetrievalModelV2",
-    "Retriever", "Schema", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK",
-    "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World",
-    "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "create_categorical_column",
-    "create_continuous_column", "generate_data", "generate_world", "infer_columns", "infer_embedding_dim", "k_core",
-    "latest_histories", "leave_last_out", "load_bundle", "load_interactions", "load_movielens",
-    "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle", "save_schema",
-    "split_at_random", "split_by_time", "split_by_user", "unique_rows_by_features",
+    "Candidates", "Catalog", "CatalogMetric", "CatalogSampler", "Categorical", "ColumnSampler", "ColumnSchema",
+    "Continuous", "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency", "CoverageAt", "CrossBatchSampler",
+    "CrossBlock", "Dataset", "Difference", "DiversityAt", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
+    "EmbeddingTable", "Embeddings", "Encoder", "Estimate", "Evaluation", "Evaluator", "ExactIndex", "Frequency",
+    "GiniAt", "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag", "HistoryEncoder",
+    "HistoryGRU", "HistoryTransformer", "HitRateAt", "InBatchSamplerV2", "Inferred", "InputBlockV2", "L2Norm",
+    "LeakWarning", "LearnedTemperature", "ListHealth", "ListMetric", "Loader", "MLPBlock", "MRRAt", "MappedLoader",
+    "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
+    "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt", "Preprocessor",
+    "PretrainedEmbeddings", "PretrainedVectors", "Ragged", "RankingMetric", "RawTables", "RecallAt",
+    "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Schema", "SliceBy", "SliceEstimates", "Step",
+    "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth",
+    "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2",
+    "build_histories", "check_leaks", "compare", "create_categorical_column", "create_continuous_column",
+    "generate_data", "generate_world", "infer_columns", "infer_embedding_dim", "k_core", "latest_histories",
+    "leave_last_out", "load_bundle", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
+    "make_optimizer", "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time",
+    "split_by_user", "tabulate", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -143,8 +150,7 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
-    code = (
-        "import sys, twotower; print([m for m in ('lightning', 'torchmetrics', 'pandas', 'scipy') if m in sys.modules])"
-    )
+    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn")
+    code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

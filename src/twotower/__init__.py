@@ -43,6 +43,8 @@ from twotower.data.synthetic.raw import RawTables
 from twotower.data.synthetic.world import World
 from twotower.data.targets import ToTarget
 from twotower.encoder import EmbeddingEncoder, Encoder
+from twotower.evaluation import Difference, Estimate, Evaluation, Evaluator, SliceBy, SliceEstimates, compare, tabulate
+from twotower.exposure import CatalogMetric, CoverageAt, DiversityAt, GiniAt, ListMetric, NoveltyAt, PopularityLiftAt
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
 from twotower.logits import LearnedTemperature
@@ -61,6 +63,7 @@ from twotower.models.two_tower import TwoTowerModel, TwoTowerModelV2
 from twotower.models.youtube_dnn import YoutubeDNNRetrievalModelV2
 from twotower.optimizers import make_optimizer
 from twotower.outputs import BinaryOutput, ContrastiveOutput, DotProduct, RegressionOutput
+from twotower.report import ReportData, write_report
 from twotower.samplers.base import CandidateSampler
 from twotower.samplers.catalog import CatalogSampler
 from twotower.samplers.cross_batch import CrossBatchSampler
@@ -85,7 +88,6 @@ from twotower.top_k import TopKEncoder
 from twotower.training.history import History
 
 __version__ = "0.1.0"
-
 __all__ = [
     "Age",
     "AttentionPooling",
@@ -96,6 +98,7 @@ __all__ = [
     "CandidateSampler",
     "Candidates",
     "Catalog",
+    "CatalogMetric",
     "CatalogSampler",
     "Categorical",
     "ColumnSampler",
@@ -104,9 +107,12 @@ __all__ = [
     "ContinuousEmbedding",
     "ContrastiveOutput",
     "CountFrequency",
+    "CoverageAt",
     "CrossBatchSampler",
     "CrossBlock",
     "Dataset",
+    "Difference",
+    "DiversityAt",
     "Domain",
     "DotProduct",
     "Draw",
@@ -114,8 +120,12 @@ __all__ = [
     "EmbeddingTable",
     "Embeddings",
     "Encoder",
+    "Estimate",
+    "Evaluation",
+    "Evaluator",
     "ExactIndex",
     "Frequency",
+    "GiniAt",
     "HardNegativeSampler",
     "Hashed",
     "Health",
@@ -133,6 +143,7 @@ __all__ = [
     "LeakWarning",
     "LearnedTemperature",
     "ListHealth",
+    "ListMetric",
     "Loader",
     "MLPBlock",
     "MRRAt",
@@ -141,8 +152,10 @@ __all__ = [
     "MovieLens",
     "MovieTweetings",
     "NDCGAt",
+    "NoveltyAt",
     "Numeric",
     "PopularityBasedSamplerV2",
+    "PopularityLiftAt",
     "PopularitySampler",
     "PrecisionAt",
     "Preprocessor",
@@ -153,9 +166,12 @@ __all__ = [
     "RawTables",
     "RecallAt",
     "RegressionOutput",
+    "ReportData",
     "RetrievalModelV2",
     "Retriever",
     "Schema",
+    "SliceBy",
+    "SliceEstimates",
     "Step",
     "StreamingFrequency",
     "TagSet",
@@ -174,6 +190,7 @@ __all__ = [
     "YoutubeDNNRetrievalModelV2",
     "build_histories",
     "check_leaks",
+    "compare",
     "create_categorical_column",
     "create_continuous_column",
     "generate_data",
@@ -195,5 +212,7 @@ __all__ = [
     "split_at_random",
     "split_by_time",
     "split_by_user",
+    "tabulate",
     "unique_rows_by_features",
+    "write_report",
 ]

@@ -8,8 +8,9 @@ Retrieval", chapter 8.
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Num
@@ -187,8 +188,9 @@ class NDCGAt(RankingMetric):
 
 Metrics = str | RankingMetric | Sequence[str | RankingMetric]
 
-METRICS: dict[str, type[RankingMetric]] = {
+METRICS: dict[str, Callable[[int], RankingMetric]] = {
     "recall_at": RecallAt,
+    "full_recall_at": partial(RecallAt, capped=False),
     "precision_at": PrecisionAt,
     "hit_rate_at": HitRateAt,
     "mrr_at": MRRAt,
@@ -213,9 +215,8 @@ def resolve_metrics(metrics: Metrics | None) -> tuple[RankingMetric, ...]:
 
 def _by_name(name: str) -> RankingMetric:
     number = re.search(r"_(\d+)$", name)
-    if number is None:
-        return choose("metric", name, METRICS)()
-    return choose("metric", name[: number.start()], METRICS)(int(number.group(1)))
+    kind = choose("metric", name if number is None else name[: number.start()], METRICS)
+    return kind(10 if number is None else int(number.group(1)))
 
 
 def _first(relevance: Relevance, k: int) -> Float[Tensor, "Q k"]:

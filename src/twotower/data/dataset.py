@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Union
+from typing import TYPE_CHECKING, Any, Protocol, Union, runtime_checkable
 
 import polars as pl
 import pyarrow as pa
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@runtime_checkable
 class ArrowTabular(Protocol):
     """Anything that speaks the Arrow PyCapsule interface: Arrow, Polars, pandas >= 2.2, DuckDB."""
 

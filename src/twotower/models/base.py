@@ -18,6 +18,7 @@ from twotower.data.loader import Loader
 from twotower.distinct import encode_in_parts
 from twotower.encoder import Tower, embeddings_dataset, encode, evaluating
 from twotower.errors import explain_options, explain_options_with
+from twotower.evaluation import Queries, ScoreQueries
 from twotower.files import PathLike
 from twotower.metrics import Metrics, resolve_metrics
 from twotower.models import growing, parts, positions, scoring, storing
@@ -393,6 +394,15 @@ class RetrievalModelV2(nn.Module):
             group=group,
             batch_size=batch_size,
         )
+
+    def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
+        """The scores of all candidates for some queries, as an Evaluator asks them.
+
+        Args:
+            queries: with the query tower's columns.
+            candidates: ids, and the candidate tower's columns or, without these, ids of the model's catalogue.
+        """
+        return scoring.score_queries(self, queries, candidates)
 
     def predict(self, dataset: Source, batch_size: int = 1024) -> Tensor | dict[str, Tensor]:
         """The score of the query and the candidate on each row, (rows, 1); by output's name if there are several."""

@@ -11,8 +11,8 @@ from twotower.data.batch import Batch, scalar_column, to_device
 from twotower.data.catalog import Catalog
 from twotower.data.dataset import Dataset
 from twotower.data.loader import Loader
-from twotower.encoder import evaluating
-from twotower.evaluation import evaluate_tower, in_batch_relevance
+from twotower.encoder import embed, evaluating
+from twotower.evaluation import Queries, ScoreQueries, evaluate_tower, in_batch_relevance, score_vectors
 from twotower.metrics import RankingMetric
 from twotower.outputs import BinaryOutput, ContrastiveOutput, ModelOutput, RegressionOutput, pair_target
 
@@ -56,6 +56,23 @@ def evaluate(
         batch_size=batch_size,
     )
     return values | _target_metrics(model, data, batch_size)
+
+
+def score_queries(model: "RetrievalModelV2", queries: Queries, candidates: Dataset) -> ScoreQueries:
+    """The products of the towers' vectors, candidates in their given order."""
+    ids, columns = model.candidate_id.name, model.candidate.schema.column_names
+    if set(columns) <= set(candidates.column_names):
+        vectors = embed(model.candidate, candidates)
+    elif model.catalog is not None:
+        wanted = torch.from_numpy(candidates.to_polars()[ids].to_numpy().astype("int64"))
+        known = Catalog(ids, wanted, model.catalog.lookup(wanted.to(model.catalog.ids.device)))
+        vectors = embed_catalog(model, known, batch_size=1024)
+    else:
+        missing = sorted(set(columns) - set(candidates.column_names))
+        raise ValueError(
+            f"the candidates lack {missing}, which the candidate tower reads, and the model knows no catalogue."
+        )
+    return score_vectors(embed(model.query, queries.select(model.query.schema.column_names)), vectors.to(model.device))
 
 
 def evaluate_in_batch(

@@ -12,6 +12,7 @@ from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.data.dataset import Dataset, Source
 from twotower.data.preprocessor import Preprocessor
 from twotower.encoder import embed
+from twotower.evaluation import Queries, ScoreQueries, score_vectors
 from twotower.files import PathLike
 from twotower.indexes.exact import ExactIndex
 from twotower.models.base import RetrievalModelV2
@@ -97,6 +98,24 @@ class Retriever:
             raise ValueError(f"exclude must have one list for each of the {len(frame)} queries, got {len(exclude)}.")
         vectors = embed(self.bundle.model.query, self.bundle.preprocessor.transform(frame.select(needed)))
         return self._table(*self._index.search(vectors, self._at_most(k), self._pairs(exclude or [])))
+
+    def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
+        """The scores of raw candidates for raw queries, as an Evaluator on raw tables asks them.
+
+        Raises:
+            ValueError: a column of the query tower is missing, or a candidate is not among the items.
+        """
+        model, preprocessor = self.bundle.model, self.bundle.preprocessor
+        ids = candidates.to_polars()[self._id].to_list()
+        unknown = [raw for raw in ids if raw not in self._position]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(ids)} candidates are not among the Retriever's items, such as {unknown[0]!r}. Make a "
+                "Retriever with all items."
+            )
+        asked = queries.select(preprocessor.raw_columns(model.query.schema.column_names))
+        places = torch.tensor([self._position[raw] for raw in ids])
+        return score_vectors(embed(model.query, preprocessor.transform(asked)), self.bundle.vectors[places])
 
     def similar(self, item_ids: Sequence[RawId], k: int = 10) -> pl.DataFrame:
         """The k items nearest to each item by cosine, itself left out; columns as in `recommend`.

@@ -1,0 +1,79 @@
+"""How sure a mean is: bootstrap intervals and a paired test, by resampling whole users."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 1000
+CHUNK = 50  # resamples drawn at once
+
+
+class Interval(NamedTuple):
+    """A percentile interval; nan where nothing was measured."""
+
+    low: float
+    high: float
+
+
+def bootstrap(
+    parts: Sequence[np.ndarray], clusters: Sequence[np.ndarray], *, num_clusters: int, confidence: float, seed: int
+) -> list[list[Interval]]:
+    """Percentile intervals of means, each resample drawing whole clusters with replacement.
+
+    Queries of one user are not independent, so that users are drawn and not queries. Efron and Tibshirani, "An Introduction
+    to the Bootstrap", 1993, chapters 8 and 13.
+
+    Args:
+        parts: arrays (Q_s, M), such as one for each slice: a column for each metric, nan where undefined.
+        clusters: for each part, (Q_s,) the cluster of each row, 0 to num_clusters - 1.
+        num_clusters: of all parts; they share the resamples.
+        confidence: such as .95.
+        seed: of the draws.
+
+    Returns:
+        For each part an interval for each of its columns.
+    """
+    rng = np.random.default_rng(seed)
+    sums = [_by_cluster(values, cluster) for values, cluster in zip(parts, clusters, strict=True)]
+    means: list[list[np.ndarray]] = [[] for _ in parts]
+    for start in range(0, RESAMPLES, CHUNK):
+        rows = min(CHUNK, RESAMPLES - start)
+        drawn = rng.integers(0, num_clusters, (rows, num_clusters)) + num_clusters * np.arange(rows)[:, None]
+        weights = np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters).astype(float)
+        for part, (there, total, number) in enumerate(sums):
+            own = weights[:, there]
+            with np.errstate(invalid="ignore"):  # a resample without any value has no mean
+                means[part].append((own @ total) / (own @ number))
+    tail = (1 - confidence) / 2
+    return [[_percentiles(column, tail) for column in np.concatenate(part).T] for part in means]
+
+
+def sign_flip_p(differences: np.ndarray, clusters: np.ndarray, *, seed: int) -> float:
+    """The two-sided p of a mean difference: how often it is as large when each cluster's sign is a coin's.
+
+    Fisher's randomisation test for paired values; (extreme + 1) / (draws + 1), so that it is never 0.
+    """
+    _, total, _ = _by_cluster(differences[:, None], clusters)
+    total = total[:, 0]
+    rng, extreme = np.random.default_rng(seed), 0
+    observed = abs(total.sum()) * (1 - 1e-12)  # as large but for rounding is as large
+    for start in range(0, 2 * RESAMPLES, CHUNK):
+        signs = rng.integers(0, 2, (min(CHUNK, 2 * RESAMPLES - start), len(total)), dtype=np.int8) * 2.0 - 1
+        extreme += int((np.abs(signs @ total) >= observed).sum())
+    return (extreme + 1) / (2 * RESAMPLES + 1)
+
+
+def _by_cluster(values: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The clusters that occur (C,), and the sums and numbers of their defined values (C, M)."""
+    there, at = np.unique(cluster, return_inverse=True)
+    defined = ~np.isnan(values)
+    total, number = np.zeros((2, len(there), values.shape[1]))
+    np.add.at(total, at, np.where(defined, values, 0.0))
+    np.add.at(number, at, defined)
+    return there, total, number
+
+
+def _percentiles(means: np.ndarray, tail: float) -> Interval:
+    known = means[~np.isnan(means)]
+    return Interval(*np.quantile(known, [tail, 1 - tail]).tolist()) if len(known) else Interval(np.nan, np.nan)
