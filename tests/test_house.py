@@ -37,6 +37,11 @@ LINE = [
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever",
     "report.record", "report.words", "report.plots", "report.comparison", "report.curves", "report.catalogue",
     "report.exposure", "report.scores", "report.item_map", "report.people", "report.page", "report",
+    "config.yaml_file", "config.describe", "config.columns", "config.sections", "config.mistakes", "config.config",
+    "config.drafting", "experiment.tables", "experiment.rows", "experiment.build", "experiment.measuring",
+    "experiment.folder", "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common",
+    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app",
+    "__main__",
 ]  # fmt: skip
 
 
@@ -81,7 +86,7 @@ def test_imports_go_back_along_the_line(name: str) -> None:
 PUBLIC = [
     "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler",
     "Candidates", "Catalog", "CatalogMetric", "CatalogSampler", "Categorical", "ColumnSampler", "ColumnSchema",
-    "Continuous", "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency", "CoverageAt", "CrossBatchSampler",
+    "Config", "Continuous", "ContinuousEmbedding", "ContrastiveOutput", "CountFrequency", "CoverageAt", "CrossBatchSampler",
     "CrossBlock", "Dataset", "Difference", "DiversityAt", "Domain", "DotProduct", "Draw", "EmbeddingEncoder",
     "EmbeddingTable", "Embeddings", "Encoder", "Estimate", "Evaluation", "Evaluator", "ExactIndex", "Frequency",
     "GiniAt", "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag", "HistoryEncoder",
@@ -90,14 +95,14 @@ PUBLIC = [
     "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
     "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt", "Preprocessor",
     "PretrainedEmbeddings", "PretrainedVectors", "Ragged", "RankingMetric", "RawTables", "RecallAt",
-    "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Schema", "SliceBy", "SliceEstimates", "Step",
+    "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Run", "Schema", "SliceBy", "SliceEstimates", "Step",
     "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth",
     "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2",
-    "build_histories", "check_leaks", "compare", "create_categorical_column", "create_continuous_column",
+    "build_histories", "check_leaks", "compare", "create_categorical_column", "create_continuous_column", "evaluate_run",
     "generate_data", "generate_world", "infer_columns", "infer_embedding_dim", "k_core", "latest_histories",
     "leave_last_out", "load_bundle", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
     "make_optimizer", "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time",
-    "split_by_user", "tabulate", "unique_rows_by_features", "write_report",
+    "split_by_user", "tabulate", "train_run", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -150,7 +155,7 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
-    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn")
+    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,5 +1,8 @@
 """Two-tower retrieval: from raw interaction tables to recommendations."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from twotower.blocks.cross import CrossBlock
 from twotower.blocks.embedding import Embeddings
 from twotower.blocks.history.bag import HistoryBag
@@ -87,6 +90,26 @@ from twotower.tags import Tags, TagSet
 from twotower.top_k import TopKEncoder
 from twotower.training.history import History
 
+if TYPE_CHECKING:
+    from twotower.config.config import Config
+    from twotower.experiment.folder import Run
+    from twotower.experiment.run import evaluate_run, train_run
+
+# imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
+LATER = {
+    "Config": "twotower.config.config",
+    "Run": "twotower.experiment.folder",
+    "evaluate_run": "twotower.experiment.run",
+    "train_run": "twotower.experiment.run",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in LATER:
+        raise AttributeError(f"module 'twotower' has no attribute {name!r}")
+    return getattr(import_module(LATER[name]), name)
+
+
 __version__ = "0.1.0"
 __all__ = [
     "Age",
@@ -103,6 +126,7 @@ __all__ = [
     "Categorical",
     "ColumnSampler",
     "ColumnSchema",
+    "Config",
     "Continuous",
     "ContinuousEmbedding",
     "ContrastiveOutput",
@@ -169,6 +193,7 @@ __all__ = [
     "ReportData",
     "RetrievalModelV2",
     "Retriever",
+    "Run",
     "Schema",
     "SliceBy",
     "SliceEstimates",
@@ -193,6 +218,7 @@ __all__ = [
     "compare",
     "create_categorical_column",
     "create_continuous_column",
+    "evaluate_run",
     "generate_data",
     "generate_world",
     "infer_columns",
@@ -213,6 +239,7 @@ __all__ = [
     "split_by_time",
     "split_by_user",
     "tabulate",
+    "train_run",
     "unique_rows_by_features",
     "write_report",
 ]

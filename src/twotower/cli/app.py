@@ -1,0 +1,32 @@
+"""The command `twotower`: the verbs, and how errors are told."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from twotower.cli import compare, evaluate, init, recommend, report, train, tune
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Two-tower retrieval from Parquet: init writes a config, train makes a run, evaluate says what it is worth.",
+)
+for verb in (init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, tune.tune):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run a verb; what the user can mend is told without a traceback, with exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        told(error)
+        sys.exit(2)
+
+
+def told(error: ValueError) -> None:
+    """The message alone, on standard error."""
+    Console(stderr=True, highlight=False).print(str(error), style="red", markup=False, soft_wrap=True)

@@ -1,0 +1,51 @@
+"""twotower tune: search the config's keys on the validation part."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twotower.cli import common
+from twotower.cli.show import console, new_table, number
+from twotower.cli.train import Changes, ConfigFile, Overwrite, Resume
+
+
+def tune(
+    config: ConfigFile,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="How many in all; by default tune.trials.", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="The folder; by default runs/<name of the config>-tune.", show_default=False),
+    ] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    changes: Changes = None,
+) -> None:
+    """Search with Optuna by the validation part alone, and write the best config."""
+    from twotower.experiment.tuning import tune as search
+
+    loaded = common.load(config, changes or [])
+    folder = run or Path("runs") / f"{config.stem}-tune"
+    with common.progress(loaded.main_metric):
+        found = search(
+            loaded,
+            folder,
+            trials=trials,
+            resume=resume,
+            overwrite=overwrite,
+            text=common.written(config, loaded, changes or []),
+            say=common.say,
+        )
+    table = new_table(f"{loaded.tune.metric or loaded.main_metric} on the validation part, the best first")
+    for name in found.trials.columns:
+        table.add_column(name, justify="right")
+    ordered = found.trials.sort("value", descending=True, nulls_last=True).head(10)
+    for row in ordered.iter_rows():
+        table.add_row(*(number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row))
+    console.print(table)
+    console.print(
+        f"The best config is {folder / 'best.yaml'}. Next:\n  twotower train {folder / 'best.yaml'} --run runs/best",
+        markup=False,
+    )

@@ -1,0 +1,218 @@
+"""The run folder: what lies where, what was found on the way, and when it may be written to."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from twotower.config.config import Config
+from twotower.config.yaml_file import read_yaml
+from twotower.evaluation import Evaluation
+from twotower.experiment.tables import Tables
+from twotower.files import PathLike, written_aside
+from twotower.serving.retriever import Retriever
+
+LIBRARIES = ("torch", "lightning", "polars", "pyarrow", "numpy", "pydantic", "scipy", "implicit", "optuna")
+
+
+class Run:
+    """A run folder that `train_run` wrote.
+
+    It holds config.yaml as it was given and resolved.yaml with every key; environment.json; data/, the parts as Parquet;
+    checkpoints/; history.csv, a row for each epoch; findings.json; bundle/, from which `Retriever.load` serves;
+    evaluations/<part>/<name>/; and metrics.json, which comes last: a run that has it is whole.
+
+    Args:
+        folder: where it is.
+
+    Raises:
+        ValueError: there is no run.
+
+    Example:
+        >>> run = tt.Run("runs/first")                            # doctest: +SKIP
+        >>> run.retriever().recommend([{"user_id": 42}], k=5)     # doctest: +SKIP
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "resolved.yaml").exists():
+            there = "it holds no resolved.yaml" if self.folder.exists() else "there is no such folder"
+            raise ValueError(
+                f"no run at {self.folder}: {there}. `twotower train <config> --run {self.folder}` makes one."
+            )
+        self.config = Config.from_dict(read_yaml(self.folder / "resolved.yaml")[0])
+
+    @property
+    def complete(self) -> bool:
+        """Whether training and its validation came to their end."""
+        return (self.folder / "metrics.json").exists()
+
+    def tables(self) -> Tables:
+        """The parts that the run was trained and is measured on."""
+        return Tables.load(self.folder / "data")
+
+    def retriever(self) -> Retriever:
+        """What it learnt.
+
+        Raises:
+            ValueError: training has not come to its end.
+        """
+        if not (self.folder / "bundle").exists():
+            raise ValueError(
+                f"{self.folder} has no bundle: its training was broken off. Go on with `twotower train ... --resume`."
+            )
+        return Retriever.load(self.folder / "bundle")
+
+    def history(self) -> pl.DataFrame:
+        """One row for each epoch: the loss, validation metrics and health."""
+        return pl.read_csv(self.folder / "history.csv")
+
+    def findings(self) -> list[tuple[str, str]]:
+        """(name, text) of everything that was warned of."""
+        file = self.folder / "findings.json"
+        return [(f["name"], f["text"]) for f in json.loads(file.read_text())] if file.exists() else []
+
+    def environment(self) -> dict[str, Any]:
+        """Versions, machine, command, and the seconds that each stage took."""
+        return dict(json.loads((self.folder / "environment.json").read_text()))
+
+    def evaluations(self, part: str) -> list[Evaluation]:
+        """What was measured on a part, the model first; [] if nothing."""
+        folder = self.folder / "evaluations" / part
+        names = [name for name in ("model", *self.config.baselines) if (folder / name / "evaluation.json").exists()]
+        return [Evaluation.load(folder / name) for name in names]
+
+    # ---- writing
+
+    def save_evaluations(self, part: str, found: list[Evaluation]) -> None:
+        """Keep evaluations, and their means and intervals in metrics.json."""
+        for evaluation in found:
+            evaluation.save(self.folder / "evaluations" / part / evaluation.name)
+        file = self.folder / "metrics.json"
+        held = json.loads(file.read_text()) if file.exists() else {}
+        new = {e.name: {n: _plain(vars(m)) for n, m in e.metrics.items()} for e in found}
+        write_json(file, held | {part: held.get(part, {}) | new})
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Keep how long a stage took."""
+        started = time.perf_counter()
+        yield
+        known = self.environment()
+        spent = known["seconds"].get(name, 0.0) + time.perf_counter() - started
+        write_json(self.folder / "environment.json", known | {"seconds": known["seconds"] | {name: round(spent, 2)}})
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep every warning as a finding, at once, so that a killed run has them too; they are shown as well."""
+        show = warnings.showwarning
+
+        def keep(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            self.note(category.__name__, str(message))
+            show(message, category, *rest, **more)
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module="twotower")
+            warnings.showwarning = keep  # type: ignore[assignment]
+            yield
+
+    def note(self, name: str, text: str) -> None:
+        """Add a finding, once."""
+        found = self.findings()
+        if (name, text) not in found:
+            write_json(self.folder / "findings.json", [{"name": n, "text": t} for n, t in [*found, (name, text)]])
+
+
+def open_folder(config: Config, text: str, folder: PathLike, *, resume: bool, overwrite: bool) -> Run:
+    """A folder for a run: a new one, or with `resume` the one that was broken off.
+
+    Raises:
+        ValueError: the folder is there and neither `resume` nor `overwrite` was given, it holds something else, or a run of
+            another config.
+    """
+    path = Path(folder)
+    if resume and overwrite:
+        raise ValueError("resume goes on with a run, overwrite deletes it: give one of them.")
+    there = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    is_run = (path / "resolved.yaml").exists()
+    if there and not is_run:
+        raise ValueError(f"{path} holds something else than a run: it is left as it is. Give another folder.")
+    if there and not resume and not overwrite:
+        state = "a finished run" if (path / "metrics.json").exists() else "a run that was broken off"
+        raise ValueError(
+            f"{path} holds {state}. Give --resume to go on with it, --overwrite to delete it first, or another --run."
+        )
+    if there and resume:
+        run = Run(path)
+        other = differing(run.config.to_dict(), config.to_dict())
+        if other:
+            raise ValueError(
+                f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own "
+                f"config, {path / 'config.yaml'}, or give another --run."
+            )
+        return run
+    if there:
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / "config.yaml", text)
+    write_json(path / "environment.json", _environment())
+    write_text(path / "resolved.yaml", config.to_yaml())  # by it a run is known, so it comes last
+    return Run(path)
+
+
+def differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> list[str]:
+    """Every key whose values differ, as "key: this against that"."""
+    found = []
+    for key in dict.fromkeys([*one, *other]):
+        a, b, name = one.get(key), other.get(key), f"{at}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differing(a, b, f"{name}.")
+        elif a != b:
+            found.append(f"{name}: {a!r} against {b!r}")
+    return found
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Text that appears whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """The same for any text."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no nan."""
+    return {name: None if value != value else value for name, value in values.items()}
+
+
+def _environment() -> dict[str, Any]:
+    versions = {"twotower": importlib.import_module("twotower").__version__}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "versions": versions,
+        "seconds": {},
+    }

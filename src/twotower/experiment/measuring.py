@@ -1,0 +1,115 @@
+"""Evaluators on raw tables, for the model while it trains, for the finished Retriever, and for the baselines."""
+
+from collections.abc import Callable
+
+import polars as pl
+
+from twotower import baselines as rivals
+from twotower.baselines import Baseline
+from twotower.config.config import Config
+from twotower.data.dataset import Dataset
+from twotower.data.preprocessor import Preprocessor
+from twotower.data.times import seconds
+from twotower.encoder import embed
+from twotower.evaluation import Evaluation, Evaluator, Queries, ScoreQueries, score_vectors
+from twotower.experiment.rows import queries
+from twotower.experiment.tables import Tables
+from twotower.models.base import RetrievalModelV2
+
+MODEL = "model"  # its name among the evaluations
+
+
+class RawRanker:
+    """A model in training, asked by raw tables; what its Retriever will answer.
+
+    Args:
+        model: as it stands.
+        preprocessor: encodes for it.
+    """
+
+    def __init__(self, model: RetrievalModelV2, preprocessor: Preprocessor) -> None:
+        self.model = model
+        self.preprocessor = preprocessor
+
+    def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
+        """As in Ranker."""
+        asked = queries.select(self.preprocessor.raw_columns(self.model.query.schema.column_names))
+        read = self.preprocessor.raw_columns(self.model.candidate.schema.column_names)
+        vectors = embed(self.model.candidate, self.preprocessor.transform(candidates.select(read)))
+        return score_vectors(embed(self.model.query, self.preprocessor.transform(asked)), vectors)
+
+
+def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame) -> Evaluator:
+    """The question that is asked of the model and the baselines alike.
+
+    Args:
+        config: what is measured.
+        tables: of the run.
+        part: "validation", "test", or the name of later rows.
+        data: the part's positives.
+    """
+    known = tables.before(part)
+    rows = queries(config, data, known, tables.users)
+    asked = config.evaluation
+    return Evaluator(
+        rows,
+        candidates=tables.items,
+        seen=known if asked.remove_seen else None,
+        train=known if config.training.refit and part != "validation" else tables.train,
+        user=config.data.user,
+        item=config.data.item,
+        query=config.data.user if asked.query == "user" else _keys(config, rows),
+        metrics=asked.metrics,
+        slices=asked.slices,
+        confidence=asked.confidence,
+        seed=asked.seed,
+    )
+
+
+def measure_baselines(
+    config: Config, tables: Tables, part: str, evaluator: Evaluator, say: Callable[[str], None]
+) -> list[Evaluation]:
+    """The config's baselines, each learnt from all that was known before the part."""
+    known = tables.before(part)
+    found = []
+    for name in config.baselines:
+        say(f"measuring {name}")
+        found.append(evaluator(BASELINES[name](config, known, tables.items), name=name))
+    return found
+
+
+def _keys(config: Config, rows: pl.DataFrame) -> list[str]:
+    """Every event is a query: all that may differ from row to row tells them apart."""
+    lists = [name for name, kind in rows.schema.items() if kind.is_nested()]
+    return [config.data.user, *(n for n in rows.columns if n not in (config.data.user, config.data.item, *lists))]
+
+
+def _simple(kind: Callable[..., Baseline]) -> Callable[[Config, pl.DataFrame, pl.DataFrame], Baseline]:
+    def make(config: Config, known: pl.DataFrame, items: pl.DataFrame) -> Baseline:
+        return kind(Dataset(known), config.data.user, config.data.item, Dataset(items))
+
+    return make
+
+
+def _recent(config: Config, known: pl.DataFrame, items: pl.DataFrame) -> Baseline:
+    time = config.data.time
+    assert time is not None
+    events = known.with_columns(seconds(known[time]))
+    return rivals.RecentPopularity(
+        Dataset(events),
+        config.data.user,
+        config.data.item,
+        Dataset(items),
+        time=time,
+        window=config.evaluation.recent_days * 86400,
+    )
+
+
+BASELINES: dict[str, Callable[[Config, pl.DataFrame, pl.DataFrame], Baseline]] = {
+    "popularity": _simple(rivals.Popularity),
+    "recent_popularity": _recent,
+    "item_knn": _simple(rivals.ItemKNN),
+    "ease": _simple(rivals.EASE),
+    "als": _simple(rivals.ImplicitALS),
+    "bpr": _simple(rivals.ImplicitBPR),
+}

@@ -1,0 +1,106 @@
+"""Recommendations for users of a run: what is known of them is looked up in the run's data."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from twotower.experiment.folder import Run
+from twotower.experiment.rows import with_latest_history, with_users
+from twotower.experiment.tables import Tables
+
+AT_ONCE = 1024  # users whose lists are made together
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """Users and what is known of them.
+
+    Args:
+        queries: a row for each user: their id and the raw columns that the query tower reads.
+        seen: the items of each, in the same order.
+    """
+
+    queries: pl.DataFrame
+    seen: list[list[Any]]
+
+
+class Desk:
+    """Answers for users of a run, from all of its rows: training, validation and test.
+
+    Args:
+        run: a finished run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.config = run.config
+        self.tables: Tables = run.tables()
+        self.retriever = run.retriever()
+        model, preprocessor = self.retriever.bundle.model, self.retriever.bundle.preprocessor
+        self.needed = preprocessor.raw_columns(model.query.schema.column_names)
+        self.rows = self.tables.before("everything")
+
+    def look_up(self, users: Sequence[object]) -> Known:
+        """What a query for each user needs: the user's columns, the history, and the context of their last row, at the last moment
+        of the data.
+
+        Raises:
+            ValueError: nothing is known of a user.
+        """
+        user, time = self.config.data.user, self.config.data.time
+        kind = self.rows.schema[user]
+        asked = pl.DataFrame({user: pl.Series([str(u) for u in users]).cast(kind, strict=False)})
+        rows = self.rows if time is None else self.rows.sort(time, maintain_order=True)
+        last = rows.join(asked.unique(), on=user, how="semi").unique(user, keep="last")
+        found = with_users(self.config, asked.join(last, on=user, how="left", maintain_order="left"), self.tables.users)
+        known = asked[user].is_in(self.rows[user].implode())
+        if self.tables.users is not None:
+            known = known | asked[user].is_in(self.tables.users[user].implode())
+        if not known.all():
+            missing = [u for u, k in zip(users, known.to_list(), strict=True) if not k]
+            raise ValueError(
+                f"nothing is known of {len(missing)} of {len(users)} users, such as {user} {missing[0]!r}, in the run's data. Give "
+                f"what you know as a query, --query '{{...}}' with {', '.join(self.needed)}."
+            )
+        found = with_latest_history(self.config, found, self.rows)
+        if time is not None:  # asked now, which is the end of the data
+            found = found.with_columns(pl.lit(rows[time].max(), dtype=rows.schema[time]).alias(time))
+        items = rows.group_by(user, maintain_order=True).agg(pl.col(self.config.data.item))
+        seen = asked.join(items, on=user, how="left", maintain_order="left")[self.config.data.item]
+        return Known(found.select(list(dict.fromkeys([user, *self.needed]))), [s or [] for s in seen.to_list()])
+
+    def recommend(self, users: Sequence[object], k: int = 10, seen: bool | None = None) -> pl.DataFrame:
+        """The best k items for each user: the user's id, rank, score and the items' columns.
+
+        Args:
+            users: ids.
+            k: how many items.
+            seen: whether what the user did before may come again; by default as evaluation.remove_seen says.
+        """
+        parts = []
+        for start in range(0, len(users), AT_ONCE):
+            known = self.look_up(users[start : start + AT_ONCE])
+            found = self.retriever.recommend(known.queries.select(self.needed), k, self._hidden(known, seen))
+            ids = known.queries[self.config.data.user].gather(found["query"])
+            name = self.config.data.user
+            parts.append(
+                found.drop("query").insert_column(0, ids.alias(name if name not in found.columns else f"query_{name}"))
+            )
+        if not parts:
+            raise ValueError("there are no users to recommend for.")
+        return pl.concat(parts)
+
+    def answer(self, query: Mapping[str, object], k: int = 10, seen: bool | None = None) -> pl.DataFrame:
+        """The best k items for a raw query of your own; what its history holds has been seen."""
+        missing = [name for name in self.needed if name not in query]
+        if missing:
+            raise ValueError(f"a query needs {', '.join(self.needed)}; this one lacks {', '.join(missing)}.")
+        held = query.get(self.config.history.column) if self.config.history is not None else None
+        known = Known(pl.DataFrame(), [list(held) if isinstance(held, (list, tuple)) else []])
+        asked = [{name: query[name] for name in self.needed}]
+        return self.retriever.recommend(asked, k, self._hidden(known, seen)).drop("query")
+
+    def _hidden(self, known: Known, seen: bool | None) -> list[list[Any]] | None:
+        again = not self.config.evaluation.remove_seen if seen is None else seen
+        return None if again else known.seen

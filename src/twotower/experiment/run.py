@@ -1,0 +1,258 @@
+"""train_run and evaluate_run: from a config to a run folder, and what a run is worth."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import polars as pl
+from lightning.pytorch.callbacks import Callback
+
+from twotower.config.config import Config
+from twotower.data.leaks import check_leaks
+from twotower.data.preprocessor import Preprocessor
+from twotower.evaluation import Evaluation
+from twotower.experiment.build import build_model, fit_preprocessor
+from twotower.experiment.folder import Run, open_folder
+from twotower.experiment.measuring import MODEL, RawRanker, make_evaluator, measure_baselines
+from twotower.experiment.rows import own_rows, training_rows
+from twotower.experiment.tables import Tables, read_interactions, read_tables
+from twotower.files import PathLike, written_aside
+from twotower.models.base import RetrievalModelV2
+from twotower.serving.retriever import Retriever
+from twotower.training.early_stopping import CatalogEarlyStopping
+from twotower.training.history import History
+
+Say = Callable[[str], None]
+
+
+def quiet(text: str) -> None:
+    """Tell nobody."""
+
+
+def train_run(
+    config: Config,
+    folder: PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    text: str | None = None,
+    say: Say = quiet,
+    callbacks: Sequence[Callback] = (),
+) -> Run:
+    """Read, split, train and save, then measure the model and the baselines on the validation part; never on the test.
+
+    Args:
+        config: what to do.
+        folder: the run folder to make.
+        resume: go on with the run of this config in the folder, from its last checkpoint, or start it if there is none. The
+            figures are those of an unbroken run.
+        overwrite: delete a run that is in the folder.
+        text: the config as it was written, to be kept as config.yaml; by default all keys.
+        say: told each stage.
+        callbacks: more callbacks for fit.
+
+    Raises:
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; whatever is wrong with the tables.
+
+    Example:
+        >>> run = tt.train_run(tt.Config.load("twotower.yaml"), "runs/first")    # doctest: +SKIP
+        >>> run.evaluations("validation")[0]["recall_at_10"]                     # doctest: +SKIP
+    """
+    run = open_folder(config, text or config.to_yaml(), folder, resume=resume, overwrite=overwrite)
+    if run.complete:
+        say("nothing is left to do: the run is finished")
+        return run
+    with run.noting():
+        tables = prepare(run, say)
+        if not run.evaluations("validation"):
+            with run.stage("train"):
+                _choose(run, tables, say, callbacks)
+        if not (run.folder / "bundle").exists():
+            with run.stage("refit"):
+                _refit(run, tables, say, callbacks)
+        _beside(run, tables, say)
+    return run
+
+
+def evaluate_run(
+    run: Run,
+    on: str = "test",
+    *,
+    data: PathLike | None = None,
+    baselines: bool = True,
+    overwrite: bool = False,
+    say: Say = quiet,
+) -> list[Evaluation]:
+    """Measure the model, and the baselines beside it, on a part; what was measured before is read again.
+
+    Args:
+        run: a finished run.
+        on: "validation" or "test".
+        data: instead, Parquet of later interactions with the same columns; histories and what was seen then hold all of
+            the run's rows. The evaluations are kept under the name of the file.
+        baselines: also those that the config names.
+        overwrite: measure anew.
+        say: told what is being done.
+
+    Returns:
+        The model's evaluation, then the baselines'.
+    """
+    if on not in ("validation", "test"):
+        raise ValueError(f"on={on!r}: choose 'validation' or 'test', or give data=<Parquet>.")
+    part = on if data is None else Path(data).stem
+    held = run.evaluations(part)
+    if held and data is not None and not overwrite:
+        raise ValueError(
+            f"{run.folder} has evaluations on {part!r} already. Give --overwrite to measure anew, or rename the file."
+        )
+    names = [e.name for e in held]
+    wanted = [MODEL, *(run.config.baselines if baselines else [])]
+    if not overwrite and all(name in names for name in wanted):
+        say(f"measured before on the {part} part, read again")
+        return [e for e in held if e.name in wanted]
+    if part == "validation" and run.config.training.refit and (overwrite or not held):
+        raise ValueError(
+            "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
+            "validation said before that is in the run's evaluations; measure on the test."
+        )
+    tables = run.tables()
+    rows = _part(run, tables, on, data)
+    with run.noting(), run.stage(f"evaluate {part}"):
+        evaluator = make_evaluator(run.config, tables, part, rows)
+        say(f"measuring the model on {part}: {len(evaluator.queries):,} queries, {len(tables.items):,} items")
+        found = [evaluator(run.retriever(), name=MODEL)]
+        if baselines:
+            found += measure_baselines(run.config, tables, part, evaluator, say)
+        run.save_evaluations(part, found)
+    return found
+
+
+def encode(config: Config, tables: Tables) -> tuple[Preprocessor, pl.DataFrame]:
+    """The fitted Preprocessor, and the raw rows to train on."""
+    rows = training_rows(config, tables)
+    return fit_preprocessor(config, tables, rows), own_rows(config, rows)
+
+
+def fit_model(
+    config: Config,
+    tables: Tables,
+    preprocessor: Preprocessor,
+    rows: pl.DataFrame,
+    *,
+    epochs: int | None = None,
+    checkpoints: PathLike | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> tuple[RetrievalModelV2, History]:
+    """Two trained towers and what was logged: the best by the validation part if the config stops early.
+
+    With `epochs` so many are trained, and nothing is looked at on the way.
+    """
+    training = config.training
+    model = build_model(config, preprocessor)
+    watch: list[Callback] = []
+    if training.stop_early is not None and epochs is None:
+        stop = training.stop_early
+        watch.append(
+            CatalogEarlyStopping(
+                make_evaluator(config, tables, "validation", tables.validation),
+                monitor=stop.monitor or config.main_metric,
+                patience=stop.patience,
+                min_delta=stop.min_delta,
+                ranker=RawRanker(model, preprocessor),
+            )
+        )
+    options: dict[str, object] = {"accelerator": training.accelerator, "precision": training.precision}
+    clip: dict[str, object] = {} if training.gradient_clip is None else {"gradient_clip_val": training.gradient_clip}
+    known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
+    history = model.fit(
+        preprocessor.transform(rows),
+        epochs=training.epochs if epochs is None else epochs,
+        batch_size=min(training.batch_size, len(rows)),
+        catalog=preprocessor.transform(known),
+        seed=training.seed,
+        health_steps=training.health_steps,
+        callbacks=[*watch, *callbacks],
+        checkpoint=checkpoints,
+        checkpoint_steps=training.checkpoint_steps if checkpoints is not None else 1000,
+        resume_from="auto" if checkpoints is not None else None,
+        trainer_options=options | clip,
+        verbose=False,
+    )
+    return model.cpu(), history
+
+
+def prepare(run: Run, say: Say) -> Tables:
+    """The parts of the run, made once."""
+    if (run.folder / "data").exists():
+        return run.tables()
+    say("reading and splitting the tables")
+    with run.stage("data"):
+        tables, notes = read_tables(run.config)
+        for note in notes:
+            run.note("left out", note)
+        data = run.config.data
+        check_leaks(tables.train, tables.validation, user=data.user, item=data.item, time=data.time)
+        tables.save(run.folder / "data")
+    return tables
+
+
+def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
+    """Fit on the training part; what the model is worth on the validation part is kept, and ends the stage."""
+    say(
+        f"{len(tables.train):,} rows to train on, {len(tables.validation):,} for validation, {len(tables.test):,} for the test; "
+        f"{len(tables.items):,} items"
+    )
+    preprocessor, rows = encode(run.config, tables)
+    say("training")
+    folder = run.folder / "checkpoints" / "train"
+    model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
+    epochs = pl.DataFrame({"epoch": range(1, history.epochs + 1)} | {n: list(v) for n, v in history.history.items()})
+    with written_aside(run.folder / "history.csv") as aside:
+        epochs.write_csv(aside)
+    retriever = Retriever(model, preprocessor, tables.items)
+    if not run.config.training.refit:
+        retriever.save(run.folder / "bundle")
+    say("measuring the model on the validation part")
+    evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
+    evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
+
+
+def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
+    """Fit anew on training and validation rows, for as many epochs as were best; the bundle ends the stage."""
+    epochs = best_epoch(run.config, run.history())
+    say(f"training anew on the training and validation rows together, epochs: {epochs}")
+    together = tables.joined()
+    preprocessor, rows = encode(run.config, together)
+    folder = run.folder / "checkpoints" / "refit"
+    model, _ = fit_model(
+        run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
+    )
+    Retriever(model, preprocessor, tables.items).save(run.folder / "bundle")
+
+
+def best_epoch(config: Config, history: pl.DataFrame) -> int:
+    """How many epochs were best on the validation part; all of them without stop_early."""
+    stop = config.training.stop_early
+    if stop is None:
+        return len(history)
+    best, at = -float("inf"), 1
+    for number, value in enumerate(history[f"val_{stop.monitor or config.main_metric}"], start=1):
+        if value > best + stop.min_delta:
+            best, at = value, number
+    return at
+
+
+def _beside(run: Run, tables: Tables, say: Say) -> None:
+    """The baselines on the validation part, and metrics.json, by which a run is known to be whole."""
+    with run.stage("baselines"):
+        evaluator = make_evaluator(run.config, tables, "validation", tables.validation)
+        model = run.evaluations("validation")[:1]
+        run.save_evaluations(
+            "validation", [*model, *measure_baselines(run.config, tables, "validation", evaluator, say)]
+        )
+
+
+def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFrame:
+    if data is None:
+        return tables.validation if on == "validation" else tables.test
+    rows = read_interactions(run.config, (str(data),), str(data))
+    return rows.select(n for n in rows.columns if n in tables.train.columns)
