@@ -240,6 +240,19 @@ def test_dropout_falls_in_training_only() -> None:
     assert torch.equal(encoder(rows), encoder(rows))
 
 
+def test_attention_dropout_is_told_apart_from_dropout() -> None:
+    rows = lists(LENGTHS)
+    alone = tt.HistoryTransformer(DIM, 1, 2, attention_dropout=0.5).double()
+    # a list of one item has one weight in each of two heads, so that dropout leaves each head's value or nothing
+    item = one(lists([1]).values)
+    assert len({tuple(alone(item).squeeze(0).tolist()) for _ in range(60)}) == 4
+    none = tt.HistoryTransformer(DIM, 1, 2, dropout=0.5, attention_dropout=0.0).double()
+    for module in none.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    assert torch.equal(none(rows), none(rows))
+
+
 def test_errors_of_encoders() -> None:
     with pytest.raises(ValueError, match="HistoryGRU needs max_length >= 1, got 0"):
         tt.HistoryGRU(4, max_length=0)
@@ -251,6 +264,8 @@ def test_errors_of_encoders() -> None:
         tt.HistoryBag(4, weights="positions")
     with pytest.raises(ValueError, match="dropout in .*layers=1 and dropout=0.2"):
         tt.HistoryGRU(4, dropout=0.2)
+    with pytest.raises(ValueError, match="attention_dropout=1.5"):
+        tt.HistoryTransformer(4, attention_dropout=1.5)
     with pytest.raises(ValueError, match="heads=3 with dim=4"):
         tt.HistoryTransformer(4, heads=3)
     with pytest.raises(ValueError, match="unknown positions 'sinus': choose from 'learned', 'rotary'"):

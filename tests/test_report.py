@@ -73,7 +73,7 @@ def data() -> tt.ReportData:
     history = model.fit(encoded, epochs=2, batch_size=32, verbose=False, catalog=preprocessor.transform(FILMS))
     evaluator = tt.Evaluator(
         test, candidates=FILMS, seen=train, user="user_id", item="item_id",
-        metrics=["ndcg_at_5", "recall_at_5", "recall_at_20", "coverage_at_20"],
+        metrics=["ndcg_at_5", "recall_at_30", "recall_at_20", "coverage_at_20"],
         slices=["new_users", "known_users", "cold_items", "genres"],
     )  # fmt: skip
     retriever = tt.Retriever(model, preprocessor, FILMS)
@@ -155,7 +155,7 @@ def floats(cell: str) -> list[float]:
 
 def test_the_tables_hold_the_evaluations_numbers(data: tt.ReportData, page: Page) -> None:
     head, *rows = page.tables["All metrics"]
-    assert head[1:] == ["NDCG@5", "Recall@5", "Recall@20", "Coverage@20"]
+    assert head[1:] == ["NDCG@5", "Recall@30", "Recall@20", "Coverage@20"]
     for evaluation, (name, *cells) in zip(data.evaluations, rows, strict=True):
         assert name == evaluation.name
         for metric, cell in zip(evaluation.metrics.values(), cells, strict=True):
@@ -286,6 +286,7 @@ ONLY_IDS = FILMS.select("item_id")
     [
         ({"history": EMPTY}, ["There is no training history"]),
         ({"findings": []}, ["Nothing was found wrong"]),
+        ({"findings": [], "history": EMPTY}, ["nobody may have looked"]),
         ({"items": ONLY_IDS}, ["No column of the items has few enough values to colour by"]),
         ({"test": None}, ["What these users chose next was not given", "what users chose in training"]),
         ({"config": "", "environment": {}}, ["No configuration was recorded", "No environment was recorded"]),

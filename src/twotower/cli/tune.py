@@ -43,9 +43,16 @@ def tune(
         table.add_column(name, justify="right")
     ordered = found.trials.sort("value", descending=True, nulls_last=True).head(10)
     for row in ordered.iter_rows():
-        table.add_row(*(number(v) if isinstance(v, float) else "–" if v is None else str(v) for v in row))
+        table.add_row(*map(_cell, row))
     console.print(table)
     console.print(
         f"The best config is {folder / 'best.yaml'}. Next:\n  twotower train {folder / 'best.yaml'} --run runs/best",
         markup=False,
     )
+
+
+def _cell(value: object) -> str:
+    """Keys are kept as text; a number drawn between two ends has digits that nobody reads."""
+    if isinstance(value, str) and "." in value and value.replace(".", "", 1).replace("e-", "", 1).isdigit():
+        return f"{float(value):.4g}"
+    return number(value) if isinstance(value, float) else "–" if value is None else str(value)

@@ -39,8 +39,15 @@ def training_section(data: ReportData) -> Section:
 def health_section(data: ReportData) -> Section:
     """The findings as sentences."""
     lead = "What the library looked for while the model trained: collapse, missing gradients, lists that are the same for everyone."
-    notes = [] if data.findings else ["Nothing was found wrong, or no health was measured."]
+    notes = [] if data.findings else [health_words(data)]
     return Section("health", "Is the model healthy", lead, notes=notes)
+
+
+def health_words(data: ReportData) -> str:
+    """What is known where there is no finding."""
+    if any(name.startswith("health_") for name in data.history.columns):
+        return "Nothing was found wrong."
+    return "There is no finding, but the history holds no measurements either: nobody may have looked."
 
 
 def _columns(history: pl.DataFrame, names: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from twotower.files import PathLike, written_aside
 from twotower.report.catalogue import describe_items
 from twotower.report.comparison import compare_all, metrics_section, slices_section, summarise
-from twotower.report.curves import health_section, training_section
+from twotower.report.curves import health_section, health_words, training_section
 from twotower.report.exposure import exposure_section, exposure_sentence
 from twotower.report.item_map import map_section
 from twotower.report.people import people
@@ -89,7 +89,7 @@ def _contents(data: ReportData) -> dict[str, Any]:
 def _health_sentence(data: ReportData) -> str:
     names = [plain(name) for name, _ in data.findings]
     if not names:
-        return "Health: nothing was found wrong in training."
+        return f"Health: {health_words(data)[:1].lower()}{health_words(data)[1:]}"
     return f"Health: {len(names)} {'finding' if len(names) == 1 else 'findings'} from training ({', '.join(names)}); see below."
 
 

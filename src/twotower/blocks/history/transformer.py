@@ -31,6 +31,8 @@ class HistoryTransformer(HistoryEncoder):
         layers: attention and feed-forward, so many times.
         heads: of the attention; they share D.
         dropout: of the input, the attention's weights and both sub-layers' results.
+        attention_dropout: of the attention's weights alone; None for `dropout`. At 0 PyTorch's fused attention never writes the
+            weights of all pairs of items: on long lists a step is much cheaper.
         max_length: read the latest so many items.
         positions: "learned" adds a vector for each place, "rotary" turns queries and keys by their distance, None
             leaves only the order of what each item could see. Places are counted from the start of what is read, so that
@@ -59,6 +61,7 @@ class HistoryTransformer(HistoryEncoder):
         heads: int = 1,
         *,
         dropout: float = 0.0,
+        attention_dropout: float | None = None,
         max_length: int = 50,
         positions: str | None = "learned",
         pre_norm: bool = True,
@@ -66,10 +69,13 @@ class HistoryTransformer(HistoryEncoder):
         output_dim: int | None = None,
     ) -> None:
         super().__init__(dim, output_dim, max_length)
-        if layers < 1 or heads < 1 or dim % heads or not 0 <= dropout < 1 or (hidden_dim or 1) < 1:
+        of_attention = dropout if attention_dropout is None else attention_dropout
+        shares = 0 <= dropout < 1 and 0 <= of_attention < 1
+        if layers < 1 or heads < 1 or dim % heads or not shares or (hidden_dim or 1) < 1:
             raise ValueError(
-                "HistoryTransformer needs layers >= 1, hidden_dim >= 1, heads that divide dim, and dropout in [0, 1); got "
-                f"layers={layers}, hidden_dim={hidden_dim}, heads={heads} with dim={dim}, and dropout={dropout}."
+                "HistoryTransformer needs layers >= 1, hidden_dim >= 1, heads that divide dim, and dropouts in [0, 1); got "
+                f"layers={layers}, hidden_dim={hidden_dim}, heads={heads} with dim={dim}, dropout={dropout} and "
+                f"attention_dropout={attention_dropout}."
             )
         if positions is not None:
             choose("positions", positions, dict.fromkeys(POSITIONS))
@@ -78,6 +84,7 @@ class HistoryTransformer(HistoryEncoder):
         self.layers = layers
         self.heads = heads
         self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.positions = positions
         self.pre_norm = pre_norm
         self.hidden_dim = hidden_dim
@@ -85,7 +92,8 @@ class HistoryTransformer(HistoryEncoder):
         if self.place is not None:
             nn.init.normal_(self.place.weight, std=0.02)
         self.drop = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(_Layer(dim, heads, hidden_dim or dim, dropout, pre_norm) for _ in range(layers))
+        width = hidden_dim or dim
+        self.blocks = nn.ModuleList(_Layer(dim, heads, width, dropout, of_attention, pre_norm) for _ in range(layers))
         self.norm = nn.LayerNorm(dim) if pre_norm else nn.Identity()
         self.project = nn.Identity() if output_dim is None else nn.Linear(dim, output_dim)
 
@@ -118,10 +126,12 @@ class HistoryTransformer(HistoryEncoder):
 class _Layer(nn.Module):
     """Attention and feed-forward, each added to what came in."""
 
-    def __init__(self, dim: int, heads: int, hidden_dim: int, dropout: float, pre_norm: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, hidden_dim: int, dropout: float, attention_dropout: float, pre_norm: bool
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.attention_dropout = attention_dropout
         self.pre_norm = pre_norm
         self.query = nn.Linear(dim, dim)
         self.key_value = nn.Linear(dim, 2 * dim)
@@ -154,7 +164,7 @@ class _Layer(nn.Module):
             cos, sin = turn
             key = _turned(key, cos, sin)
             query = _turned(query, cos[groups.last], sin[groups.last]) if last else _turned(query, cos, sin)
-        drop = self.dropout if self.training else 0.0
+        drop = self.attention_dropout if self.training else 0.0
         parts = zip(groups.split(key), groups.split(value), strict=True)
         if not last:
             pairs = zip(groups.split(query), parts, strict=True)
