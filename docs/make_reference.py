@@ -57,14 +57,8 @@ CONFIG_PAGE = PAGE.with_name("config.md")
 CONFIG_HEAD = """# Every key of the config
 
 One YAML file for `twotower train`, `evaluate` and `tune` ([how to use them](cli.md)). `twotower init` writes one from your
-<<<<<<< HEAD
-tables. Only `data` and `columns` have no defaults. Unknown keys and values of another type are errors that name the key and
-its line. Written by
-`python docs/make_reference.py`.
-=======
 tables. Only `data` and `columns` have no defaults. Unknown keys and values of another type are errors that name the key and its
 line. Written by `python docs/make_reference.py`.
->>>>>>> main
 """
 
 
