@@ -159,7 +159,7 @@ def _rest(time: str | None) -> list[str]:
         "",
         "model:",
         "  dim: 64",
-        "  temperature: 0.07",
+        "  temperature: 0.1",
         "",
         "training:",
         "  epochs: 20  # at most: it stops when the validation no longer gains",

@@ -172,7 +172,7 @@ class Model(Section):
     candidate_layers: Several[Count] = Field((128,), description="The same for the candidate tower.")
     normalize: bool = Field(True, description="Make vectors of length 1, so that the score is a cosine.")
     temperature: Annotated[float, Field(gt=0)] | Literal["learned"] = Field(
-        0.07, description="What the scores are divided by in the loss; 'learned' learns it."
+        0.1, description="What the scores are divided by in the loss; 'learned' learns it."
     )
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Between the layers.")
     id_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
