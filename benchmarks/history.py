@@ -77,6 +77,7 @@ def encoders(longest: int) -> None:
     print("| | last state, ms | every state, ms | every state, MB kept |\n|---|---|---|---|")
     transformer, gru = tt.HistoryTransformer(DIM, 2, 2, max_length=longest), tt.HistoryGRU(DIM)
     dropping = tt.HistoryTransformer(DIM, 2, 2, max_length=longest, dropout=0.2)
+    elsewhere = tt.HistoryTransformer(DIM, 2, 2, max_length=longest, dropout=0.2, attention_dropout=0.0)
     bag = tt.HistoryBag(DIM, weights="decay")
     plain = nn.GRU(DIM, DIM, batch_first=True)
 
@@ -87,6 +88,7 @@ def encoders(longest: int) -> None:
         ("transformer", transformer, ragged),
         ("transformer, padded", transformer, full),
         ("transformer with dropout", dropping, ragged),
+        ("transformer with dropout, none of the attention", elsewhere, ragged),
         ("gru", gru, ragged),
         ("bag with decay", bag, ragged),
         ("bag with decay, padded", bag, full),

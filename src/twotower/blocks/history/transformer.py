@@ -32,7 +32,7 @@ class HistoryTransformer(HistoryEncoder):
         heads: of the attention; they share D.
         dropout: of the input, the attention's weights and both sub-layers' results.
         attention_dropout: of the attention's weights alone; None for `dropout`. At 0 PyTorch's fused attention never writes the
-            weights of all pairs of items: on long lists a step is much cheaper.
+            weights of all pairs of items, which saves time and memory on long lists.
         max_length: read the latest so many items.
         positions: "learned" adds a vector for each place, "rotary" turns queries and keys by their distance, None
             leaves only the order of what each item could see. Places are counted from the start of what is read, so that
