@@ -10,13 +10,8 @@ The encoder is SASRec's: two causal layers of width 64 with one head, on up to 2
 the same seed, batches, epochs, dropout and learning rate; they differ in the negatives, the correction and the loss. The long runs
 at the end take the same encoder with more epochs and dropout, without and with what is known of films and people.
 
-<<<<<<< HEAD
-A killed run goes on where it was: rungs that are done are read from --out, the one that was going on from its last epoch.
-One thread works; on two free CPU cores the ladder takes about half an hour (3 to 5 minutes a rung), each long run about a quarter.
-=======
 A killed run goes on where it was: rungs that are done are read from --out, the one that was going on from its last epoch. One
 thread works; on two free CPU cores the ladder takes about half an hour (2 to 5 minutes a rung), the long runs about an hour.
->>>>>>> q2
 """
 
 import argparse
