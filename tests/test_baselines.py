@@ -154,8 +154,18 @@ def test_item_knn_agrees_with_a_slow_loop(neighbors: int, shrink: float) -> None
 
 def test_of_equally_near_neighbours_the_first_are_kept() -> None:
     row, column = np.array([0, 0, 0, 0, 1]), np.array([3, 0, 2, 1, 0])  # in any order, with the diagonal
-    kept = _keep_largest(row, column, np.array([0.5, 9.0, 0.5, 0.5, 0.1]), most=2, size=4)
-    assert kept.toarray()[:2].tolist() == [[0, 0.5, 0.5, 0], [np.float32(0.1), 0, 0, 0]]
+    kept = _keep_largest(row, column, np.array([0.5, 9.0, 0.5, 0.5, 0.1]), most=2)
+    assert list(zip(*(part.tolist() for part in kept), strict=True)) == [
+        (0, 1, 0.5),
+        (0, 2, 0.5),
+        (1, 0, np.float32(0.1)),
+    ]
+
+
+def test_item_knn_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ItemKNN(tt.Dataset(random_events()), "user", "item", neighbors=3).weights.toarray()
+    monkeypatch.setattr("twotower.baselines.item_knn.BLOCK", 3)
+    assert (ItemKNN(tt.Dataset(random_events()), "user", "item", neighbors=3).weights.toarray() == whole).all()
 
 
 @pytest.mark.parametrize("block", [512, 7])

@@ -116,7 +116,41 @@ def test_a_module_of_ones_own_gives_its_ranker() -> None:
 
 def test_wrong_options_are_told() -> None:
     _, _, evaluator = make()
-    with pytest.raises(ValueError, match="unknown metric of the evaluator 'recall_at_10'.*Did you mean 'recall_at_5'"):
+    with pytest.raises(
+        ValueError, match="unknown metric of hits of the evaluator 'recall_at_10'.*Did you mean 'recall_at_5'"
+    ):
         CatalogEarlyStopping(evaluator)
     with pytest.raises(ValueError, match="patience must be at least 1, got 0"):
         CatalogEarlyStopping(evaluator, monitor="recall_at_5", patience=0)
+
+
+def test_a_callback_starts_anew_with_each_fit() -> None:
+    first, train, evaluator = make(learning_rate=0.3)
+    second, _, _ = make(learning_rate=0.01)
+    stop = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=2)
+    first.fit(train, batch_size=256, epochs=6, callbacks=stop, verbose=False, health_steps=0)
+    curve = second.fit(train, batch_size=256, epochs=3, callbacks=stop, verbose=False, health_steps=0).history
+    assert evaluator(second)["ndcg_at_5"].mean == pytest.approx(max(curve["val_ndcg_at_5"]))
+
+
+def test_weights_that_are_no_numbers_leave_the_best_ones() -> None:
+    model, train, evaluator = make()
+
+    class Spoil(L.Callback):
+        def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                with torch.no_grad():
+                    next(iter(model.query.parameters())).fill_(torch.nan)
+
+    stop = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=5)
+    with pytest.raises(ValueError, match="scores candidates with nan"):
+        model.fit(train, batch_size=256, epochs=5, callbacks=[Spoil(), stop], verbose=False, health_steps=0)
+    assert stop.best is not None
+    assert evaluator(model)["ndcg_at_5"].mean == pytest.approx(stop.best["ndcg_at_5"].mean)
+
+
+def test_a_gain_is_more_than_min_delta() -> None:
+    model, train, evaluator = make(learning_rate=0.01)
+    stop = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=2, min_delta=2.0)  # NDCG cannot gain so much
+    history = model.fit(train, batch_size=256, epochs=9, callbacks=stop, verbose=False, health_steps=0)
+    assert history.epochs == 3  # the first is better than nothing, and two are not

@@ -151,7 +151,9 @@ def test_unknown_users_are_not_one_user() -> None:
     train = preprocessor.fit_transform(events)
     test = preprocessor.transform({"user_id": ["new", "newer"], "item_id": [1, 2], "raw": ["new", "newer"]})
     model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
-    with pytest.warns(UserWarning, match="2 rows hold users that the Preprocessor did not know.*give it as group"):
+    with pytest.warns(
+        UserWarning, match="2 rows hold values of 'user_id' that the Preprocessor did not know.*give it as group"
+    ):
         together = model.evaluate(test, metrics="recall_at_2")
     apart = model.evaluate(test, metrics="recall_at_1", group="raw")
     assert together["recall_at_2"] in (0.5, 1.0)

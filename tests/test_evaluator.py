@@ -80,7 +80,9 @@ def test_slices_by_hand() -> None:
         "genre = y": (2, 2, 0.5),  # c for u and for v, for whom d stands before it
         "genre = x": (1, 1, 0.0),
         "year = 2000": (2, 2, 0.5),
+        "genre: none": (1, 1, 1.0),  # d, for v
         "year = 1990": (1, 1, 0.0),
+        "year: none": (1, 1, 1.0),
     }
 
 
@@ -104,7 +106,7 @@ def test_many_numbers_are_cut_into_quarters_and_names_can_be_given() -> None:
     by = ["age", tt.SliceBy("code", labels={3: "three"}, most=1)]
     made = tt.Evaluator(test, candidates={"item": [0]}, user="user", item="item", metrics="recall_at_1", slices=by)
     slices = made(ranker).slices
-    assert list(slices) == ["age <= 10", "age > 10 to 20", "age > 20 to 29", "age > 29", "code = three"]
+    assert list(slices) == ["age <= 10", "age > 10 to 20", "age > 20 to 29", "age > 29", "code = three", "code: others"]
     assert sum(part.queries for name, part in slices.items() if name.startswith("age")) == 40
 
 
@@ -162,7 +164,7 @@ def test_a_query_may_be_more_than_a_user() -> None:
     by_hour = tt.Evaluator(test, query=["user", "hour"], **asked)(ByHour())
     assert by_hour.queries == 3
     assert by_hour["recall_at_1"].mean == 1
-    with pytest.raises(ValueError, match=r"reads \['hour'\], which differ.*query=\['user', 'hour'\]"):
+    with pytest.raises(ValueError, match=r"\['hour'\] are read of a query, but differ.*query=\['user', 'hour'\]"):
         tt.Evaluator(test, **asked)(ByHour())
     seen = tt.Evaluator(test, query=["user", "hour"], seen={"user": ["v"], "item": ["b"]}, **asked)(ByHour())
     assert seen.values["recommended"].to_list() == [["a"], ["b"], ["a"]]
@@ -271,3 +273,144 @@ def test_popularity_beside_a_model_on_encoded_data() -> None:
     popular = Popularity(train, "user_id", "item_id").evaluate(test, metrics="recall_at_10")["recall_at_10"]
     assert rows.row(1, named=True)["recall_at_10"] > 0
     assert popular > 0
+
+
+def test_several_queries_of_a_user_are_drawn_together() -> None:
+    """30 users with 4 like queries each: the interval is that of 30 values, and the test that of 30 differences."""
+    rng = np.random.default_rng(3)
+    good = rng.random(30) < 0.7
+    rows = {"user": np.repeat(np.arange(30), 4), "hour": np.tile(np.arange(4), 30), "item": np.zeros(120, dtype=int)}
+    asked = {"candidates": {"item": [0, 1]}, "user": "user", "item": "item", "metrics": "recall_at_1"}
+    first, second = (Fixed({u: [float(g[u]), 0.5] for u in range(30)}) for g in (good, ~good))
+    together, other = (tt.Evaluator(rows, query=["user", "hour"], **asked)(ranker) for ranker in (first, second))
+    alone, its_other = (tt.Evaluator({"user": np.arange(30), "item": [0] * 30}, **asked)(r) for r in (first, second))
+    assert together.keys == ("user", "hour")
+    assert together.queries == 120
+    for one, many in ((alone["recall_at_1"], together["recall_at_1"]),):
+        assert (many.low, many.high) == pytest.approx((one.low, one.high))
+    few, lots = tt.compare(alone, its_other)[0], tt.compare(together, other)[0]
+    assert (lots.low, lots.high, lots.p) == pytest.approx((few.low, few.high, few.p))
+
+
+def test_exposure_alone_can_be_measured() -> None:
+    evaluation = tt.Evaluator(TEST, seen=TRAIN, metrics=["coverage_at_1", "novelty_at_2"], slices=["sex"], **ASKED)(
+        Fixed(SCORES)
+    )
+    assert list(evaluation.metrics) == ["coverage_at_1", "novelty_at_2"]
+    assert evaluation.slices["sex = m"].metrics["novelty_at_2"].mean == pytest.approx(math.log2(9))
+    with pytest.raises(ValueError, match="numbers about all lists together"):
+        tt.compare(evaluation, evaluation, ["coverage_at_1"])
+    with pytest.raises(ValueError, match="slices of items need a metric of hits"):
+        tt.Evaluator(TEST, seen=TRAIN, metrics=["coverage_at_1"], slices=["genre"], **ASKED)
+
+
+def test_what_is_measured_from_training_events_needs_them() -> None:
+    for asked in ({"metrics": "novelty_at_2"}, {"metrics": "recall_at_1", "slices": ["cold_items"]}):
+        with pytest.raises(ValueError, match="measured from the training events: give train="):
+            tt.Evaluator(TEST, **asked, **ASKED)
+
+
+def test_a_whitelist_does_not_change_what_popular_means() -> None:
+    """100 events, 98 of item 0: of 1 and 2 alone, each is -log2(2 / 103) novel, and both are the tail."""
+    train = {"user": [9] * 100, "item": [0] * 98 + [1, 2]}
+    evaluation = tt.Evaluator(
+        {"user": [1], "item": [1]}, candidates={"item": [1, 2]}, train=train, user="user", item="item",
+        metrics=["novelty_at_1", "recall_at_1"], slices=["tail_items", "head_items"],
+    )(Fixed({1: [2.0, 1.0]}))  # fmt: skip
+    assert evaluation["novelty_at_1"].mean == pytest.approx(-math.log2(2 / 103))
+    assert {name: part.queries for name, part in evaluation.slices.items()} == {"tail_items": 1, "head_items": 0}
+
+
+def test_quarters_of_any_ordered_values_hold_everybody_once() -> None:
+    times = [1_700_000_000 + n for n in range(40)]
+    columns = {"n": list(range(-20, 20)), "time": times, "day": pl.Series(times).cast(pl.Datetime("us")).to_list(),
+               "x": [float("nan"), None, *[n / 7 for n in range(38)]]}  # fmt: skip
+    ranker = Fixed({user: [1.0] for user in range(40)})
+    for name, values in columns.items():
+        test = pl.DataFrame({"user": range(40), "item": [0] * 40, name: values}, strict=False)
+        slices = tt.Evaluator(test, candidates={"item": [0]}, user="user", item="item", metrics="recall_at_1",
+                              slices=[name])(ranker).slices  # fmt: skip
+        sizes = {label: part.queries for label, part in slices.items()}
+        assert sum(sizes.values()) == 40, sizes
+        assert len(sizes) == 4 + (name == "x")
+        assert max(sizes.values()) <= 12
+
+
+def test_a_slice_must_be_one_thing_of_a_query() -> None:
+    rows = {"user": ["u", "u"], "item": ["a", "b"], "hour": [1, 2]}
+    with pytest.raises(ValueError, match=r"\['hour'\] are read of a query, but differ between rows of one query"):
+        tt.Evaluator(rows, candidates=ITEMS, user="user", item="item", metrics="recall_at_1", slices=["hour"])
+
+
+def test_rankers_are_checked() -> None:
+    class Gives:
+        def __init__(self, scores: object) -> None:
+            self.given = scores
+
+        def score_queries(self, queries: Queries, candidates: tt.Dataset) -> ScoreQueries:
+            return lambda rows: self.given  # type: ignore[return-value]
+
+    evaluator = tt.Evaluator(TEST, seen=TRAIN, metrics="recall_at_1", **ASKED)
+    for wrong in (torch.zeros(3, 3), torch.zeros(1, 4), torch.zeros(3, 4, dtype=torch.bool), np.zeros((3, 4))):
+        with pytest.raises(ValueError, match=r"must give a tensor of numbers \(queries, candidates\), here \(3, 4\)"):
+            evaluator(Gives(wrong))
+    counts = torch.tensor([3.0, 2, 1, 0])
+    shared = evaluator(Gives(counts.expand(3, -1)))  # one row of memory for all: nobody may lose another's seen items
+    assert shared.values["recommended"].to_list() == [["c"], ["c"], ["a"]]
+    doubles = torch.tensor([1 + 1e-10, 1.0, 0.5, 0.5], dtype=torch.float64).expand(3, -1)
+    assert evaluator(Gives(doubles)).values["recommended"].to_list()[2] == [
+        "b"
+    ]  # equal as float32, and the positive loses
+
+
+def test_other_questions_are_not_compared() -> None:
+    one = tt.Evaluator(TEST, metrics="recall_at_1", **ASKED)(Fixed(SCORES), "one")
+    fewer = tt.Evaluator(pl.DataFrame(TEST)[[0, 1, 3]], metrics="recall_at_1", **ASKED)(Fixed(SCORES), "fewer")
+    with pytest.raises(ValueError, match="asked for other positives of 1 of 3 queries"):
+        tt.compare(one, fewer)
+    wide = tt.Evaluator(
+        TEST, candidates={"item": ["a", "b", "c", "d", "e"]}, user="user", item="item", metrics="recall_at_1"
+    )
+    with pytest.raises(ValueError, match="ranked 4 candidates and .* 5"):
+        tt.compare(one, wide(Fixed({user: [*scores, 0.0] for user, scores in SCORES.items()})))
+
+
+def test_ids_are_of_one_kind_and_there() -> None:
+    items = {"item": [1, 2]}
+    with pytest.raises(ValueError, match="column 'item' is String in the evaluation data, and Int64 elsewhere"):
+        tt.Evaluator({"user": [1], "item": ["1"]}, candidates=items, user="user", item="item", metrics="recall_at_1")
+    with pytest.raises(ValueError, match="column 'item' is Float64 in the evaluation data"):
+        tt.Evaluator({"user": [1], "item": [1.7]}, candidates=items, user="user", item="item", metrics="recall_at_1")
+    with pytest.raises(ValueError, match="column 'item' of the evaluation data is null in 1 of 2 rows"):
+        tt.Evaluator(
+            {"user": [1, 1], "item": [1, None]}, candidates=items, user="user", item="item", metrics="recall_at_1"
+        )
+    past = pl.DataFrame({"user": [2**40], "item": [1]})
+    test = pl.DataFrame({"user": [1], "item": [1]}, schema_overrides={"user": pl.Int32})
+    seen = tt.Evaluator(test, candidates=items, seen=past, user="user", item="item", metrics="recall_at_1")
+    assert seen(Fixed({1: [1.0, 0.0]}))["recall_at_1"].mean == 1
+
+
+def test_rows_of_a_target_that_is_0_are_no_positives() -> None:
+    rows = {"user": [1, 1], "item": [1, 2], "click": [0, 1]}
+    evaluation = tt.Evaluator(rows, candidates={"item": [1, 2]}, user="user", item="item", target="click",
+                              metrics="recall_at_1")(Fixed({1: [1.0, 0.0]}))  # fmt: skip
+    assert (evaluation.positives, evaluation["recall_at_1"].mean) == (1, 0)
+
+
+def test_a_model_refuses_raw_ids() -> None:
+    """Raw integers would pass for the Preprocessor's codes."""
+    events = {"user_id": [11, 12, 11, 12], "item_id": [1, 2, 3, 1]}
+    columns = {"user_id": tt.Categorical(tt.Tags.USER_ID), "item_id": tt.Categorical(tt.Tags.ITEM_ID)}
+    train = tt.Preprocessor(columns).fit_transform(events)
+    model = tt.TwoTowerModelV2(*towers_of_ids(train)).adapt(train)
+    encoded = tt.Evaluator(train, candidates=train, metrics="recall_at_2")
+    assert encoded(model).queries == 2
+    with pytest.raises(
+        ValueError, match="'user_id' of the queries does not hold the codes .* rank raw tables with a Retriever"
+    ):
+        tt.Evaluator(events, candidates=events, user="user_id", item="item_id", metrics="recall_at_2")(model)
+
+
+def towers_of_ids(data: tt.Dataset) -> tuple[tt.Encoder, tt.Encoder]:
+    return tuple(tt.Encoder(data.schema[[name]], tt.MLPBlock([4])) for name in ("user_id", "item_id"))

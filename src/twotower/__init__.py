@@ -94,9 +94,11 @@ if TYPE_CHECKING:
     from twotower.config.config import Config
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run, train_run
+    from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
 LATER = {
+    "CatalogEarlyStopping": "twotower.training.early_stopping",
     "Config": "twotower.config.config",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
@@ -121,6 +123,7 @@ __all__ = [
     "CandidateSampler",
     "Candidates",
     "Catalog",
+    "CatalogEarlyStopping",
     "CatalogMetric",
     "CatalogSampler",
     "Categorical",

@@ -6,6 +6,7 @@ All read `Lists`: the places of the recommended candidates in the catalogue, and
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,12 +23,16 @@ class Lists:
     Args:
         places: (Q, K) their places in the catalogue, best first; -1 where none is left.
         counts: (N,) training events of each candidate.
+        events: all training events, those of other items too.
+        known_items: how many items there are in the training events and the candidates together.
         profile: (Q,) the mean of `counts` over the training events of the query's user; nan without any.
         features: by column, the codes (0, 1, ...) of each candidate: rows of a Ragged, (N lists).
     """
 
     places: Int[Tensor, "Q K"]
     counts: Float[Tensor, "N"]
+    events: int
+    known_items: int
     profile: Float[Tensor, "Q"]
     features: Mapping[str, Ragged] = field(default_factory=dict)
 
@@ -43,6 +48,7 @@ class ExposureMetric(ABC):
     """A number about the first k of every list."""
 
     k: int = 10
+    reads_train: ClassVar[bool] = False  # whether it means anything without training events
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -74,17 +80,19 @@ class CatalogMetric(ExposureMetric):
 class NoveltyAt(ListMetric):
     """Mean of -log2 p over the list, in bits: how surprising its items are.
 
-    p = (events + 1) / (all events + N), so that an item without training events has a finite one. Vargas and Castells,
+    p = (events + 1) / (all events + all items), of the training data and the catalogue, so that an item without training events
+    has a finite one. Vargas and Castells,
     "Rank and Relevance in Novelty and Diversity Metrics for Recommender Systems", RecSys 2011, without the discounts.
     """
+
+    reads_train = True
 
     @property
     def name(self) -> str:
         return f"novelty_at_{self.k}"
 
     def __call__(self, lists: Lists) -> Float[Tensor, "Q"]:
-        counts = lists.counts
-        return lists.mean(-((counts + 1) / (counts.sum() + len(counts))).log2(), self.k)
+        return lists.mean(-((lists.counts + 1) / (lists.events + lists.known_items)).log2(), self.k)
 
 
 @dataclass(frozen=True)
@@ -95,6 +103,8 @@ class PopularityLiftAt(ListMetric):
     the mean. Abdollahpouri et al., "The Unfairness of Popularity Bias in Recommendation", RMSE workshop at RecSys 2019,
     there over groups of users.
     """
+
+    reads_train = True
 
     @property
     def name(self) -> str:

@@ -1,7 +1,5 @@
 """Neighbours of the items that a user had."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +8,8 @@ from torch import Tensor
 from twotower.baselines.base import at_least
 from twotower.baselines.matrix import MatrixBaseline, need
 from twotower.data.dataset import Dataset
+
+BLOCK = 2048  # items whose pairs are held at once
 
 
 class ItemKNN(MatrixBaseline):
@@ -48,10 +48,16 @@ class ItemKNN(MatrixBaseline):
 
     def fit(self) -> None:
         """Cosines between the items' user sets."""
-        together = (self.matrix.T @ self.matrix).tocoo()
         size = np.sqrt(self.popularity.numpy())
-        weight = together.data / (size[together.row] * size[together.col] + self.shrink)
-        self.weights = _keep_largest(together.row, together.col, weight, self.neighbors, len(self.items))
+        sparse, parts = need("scipy.sparse", "ItemKNN", "baselines"), []
+        by_item = self.matrix.T.tocsr()
+        for start in range(0, len(self.items), BLOCK):  # all pairs that occur together would not fit into memory
+            together = (by_item[start : start + BLOCK] @ self.matrix).tocoo()
+            row = together.row + start
+            weight = together.data / (size[row] * size[together.col] + self.shrink)
+            parts.append(_keep_largest(row, together.col, weight, self.neighbors))
+        row, column, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+        self.weights = sparse.csr_matrix((weight, (row, column)), shape=(len(self.items), len(self.items)))
         self._ties = 1e-6 * self.popularity / (self.popularity.max() + 1)
 
     def score_rows(self, rows: Int[np.ndarray, "R"]) -> Float[Tensor, "R N"]:
@@ -59,13 +65,12 @@ class ItemKNN(MatrixBaseline):
         return torch.from_numpy((self.matrix[rows] @ self.weights).toarray()) + self._ties
 
 
-def _keep_largest(row: np.ndarray, column: np.ndarray, weight: np.ndarray, most: int, size: int) -> Any:
-    """The `most` largest weights of each row as a (size, size) csr matrix, the diagonal left out."""
+def _keep_largest(row: np.ndarray, column: np.ndarray, weight: np.ndarray, most: int) -> tuple[np.ndarray, ...]:
+    """Row, column and weight of the `most` largest weights of each row, the diagonal left out."""
     off = row != column
     row, column, weight = row[off], column[off], weight[off].astype(np.float32)
     order = np.lexsort((column, -weight, row))
     row, column, weight = row[order], column[order], weight[order]
     rank = np.arange(len(row)) - np.searchsorted(row, row)
     kept = rank < most
-    sparse = need("scipy.sparse", "ItemKNN", "baselines")
-    return sparse.csr_matrix((weight[kept], (row[kept], column[kept])), shape=(size, size))
+    return row[kept], column[kept], weight[kept]

@@ -1,6 +1,7 @@
 """Ranking the whole catalogue for every query, and what the lists are worth."""
 
-from twotower.evaluation.evaluator import Evaluator, Queries, Ranker
+from twotower.evaluation.evaluator import Evaluator, Ranker
+from twotower.evaluation.queries import Queries
 from twotower.evaluation.ranking import Ranked, ScoreQueries, rank, score_vectors
 from twotower.evaluation.result import Difference, Estimate, Evaluation, SliceEstimates, compare, tabulate
 from twotower.evaluation.slices import SliceBy

@@ -13,56 +13,16 @@ from twotower.data.arrow import to_tensor
 from twotower.data.dataset import Dataset, Source
 from twotower.data.ragged import Ragged
 from twotower.errors import explain_options, unknown
+from twotower.evaluation.queries import Queries
 from twotower.evaluation.ranking import Ranked, ScoreQueries, check_cut_off, rank
-from twotower.evaluation.result import RECOMMENDED, Estimate, Evaluation, SliceEstimates, estimates
-from twotower.evaluation.slices import SliceBy, make_slices
+from twotower.evaluation.result import POSITIVES, RECOMMENDED, Estimate, Evaluation, SliceEstimates, estimates
+from twotower.evaluation.slices import SliceBy, make_slices, reading_train, tail_count
 from twotower.evaluation.statistics import bootstrap
-from twotower.evaluation.task import check_columns, ranking_task, warn_if
+from twotower.evaluation.task import check_columns, ranking_task, same_kind, warn_if, warn_of_unknown
 from twotower.exposure import CatalogMetric, DiversityAt, Lists
 from twotower.measures import AnyMetrics, resolve_all
 from twotower.schema import Schema
 from twotower.tags import Tags
-
-
-class Queries:
-    """The queries of an evaluation, of which a ranker reads the columns that it needs.
-
-    Args:
-        data: the evaluation data.
-        keys: the columns that tell queries apart.
-        first: (Q,) the row of the data that each query comes from first.
-    """
-
-    def __init__(self, data: Dataset, keys: Sequence[str], first: Tensor) -> None:
-        self._data = data
-        self._keys = list(keys)
-        self._first = first.numpy()
-
-    def __len__(self) -> int:
-        return len(self._first)
-
-    def select(self, names: Sequence[str]) -> Dataset:
-        """One row for each query with these columns.
-
-        Raises:
-            ValueError: a column is missing, or differs between rows of one query.
-        """
-        check_columns(self._data, names, "the evaluation data")
-        frame = self._data.to_polars()
-        asked = [n for n in dict.fromkeys(names) if n not in self._keys]
-        rows = frame.select([*self._keys, *asked]).unique()
-        known = rows.select(self._keys).n_unique()
-        if len(rows) > known:
-            varying = [n for n in asked if rows.select([*self._keys, n]).n_unique() > known]
-            raise ValueError(
-                f"the ranker reads {varying}, which differ between rows of one query (queries are told apart by {self._keys}). "
-                f"Give Evaluator query={[*self._keys, *varying]}."
-            )
-        return Dataset(frame.select(names)[self._first], self._data.schema.select_by_name(_in(self._data, names)))
-
-    def rows(self) -> pl.DataFrame:
-        """All columns of the row that each query comes from first."""
-        return self._data.to_polars()[self._first]
 
 
 @runtime_checkable
@@ -70,7 +30,10 @@ class Ranker(Protocol):
     """What an Evaluator asks of a model: scores of some queries with all candidates."""
 
     def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
-        """A function from the numbers of some queries (T,) to their scores (T, N), higher being better.
+        """A function from the numbers of some queries (T,) to a tensor of their scores (T, N), higher being better.
+
+        They are compared as float32. The tensor is written into, and done with before the next one is asked for: give a new one or
+        a buffer, no table that you keep.
 
         Args:
             queries: Q of them, each with its columns.
@@ -95,6 +58,7 @@ class Evaluator:
         item: the column of candidate ids; by default the one tagged ITEM_ID.
         query: the columns that tell queries apart; by default `user`. With columns that differ from row to row, such as the
             hour of asking, every distinct combination is a query of its own.
+        target: a column whose rows above 0 are the positives, such as "click"; by default all rows are.
         metrics: names such as "recall_at_20", "full_recall_at_20", "coverage_at_20", "diversity_of_genres_at_20", or records;
             by default recall, NDCG, MRR, hit rate and coverage at 10.
         slices: "cold_items", "warm_items", "tail_items", "head_items", "new_users", "known_users", columns of the candidates or
@@ -103,7 +67,8 @@ class Evaluator:
         seed: of the resampling.
 
     Raises:
-        ValueError: a missing column, no such metric or slice, a metric at more than there are candidates, nothing to evaluate.
+        ValueError: a missing column, ids that are missing or of different types, a measure of popularity without
+            training events, no such metric or slice, a metric at more than there are candidates, nothing to evaluate.
 
     Example:
         >>> from twotower.baselines import Popularity
@@ -127,6 +92,7 @@ class Evaluator:
         user: str | None = None,
         item: str | None = None,
         query: str | Sequence[str] | None = None,
+        target: str | None = None,
         metrics: AnyMetrics | None = None,
         slices: Sequence[str | SliceBy] = (),
         confidence: float = 0.95,
@@ -138,7 +104,15 @@ class Evaluator:
         keys = [query] if isinstance(query, str) else list(query or ())
         self.item = item or _tagged(data.schema, Tags.ITEM_ID, "item")
         self.user = user or (keys[0] if len(keys) == 1 else _tagged(data.schema, Tags.USER_ID, "user"))
-        self.keys = tuple(dict.fromkeys(keys or [self.user]))
+        self.keys = tuple(dict.fromkeys([*keys, self.user]))
+        if target is not None:
+            check_columns(data, [target], "the evaluation data")
+            data = Dataset(data.to_polars().filter(pl.col(target) > 0), data.schema)
+        warn_of_unknown(
+            data,
+            [self.user, self.item],
+            "count as one. Keep the raw id in another column and give it as user, or rank raw tables with a Retriever.",
+        )
         self.metrics = resolve_all(metrics)
         self.confidence, self.seed = confidence, seed
         self.candidates = _distinct(Dataset(candidates), self.item)
@@ -152,37 +126,48 @@ class Evaluator:
             data, query=list(self.keys), candidate=self.item, candidates=ids, seen=past, seen_by=[self.user]
         )
         self.queries = Queries(data, self.keys, self.task.first)
-        self._learn(past if train is None else Dataset(train))
+        self._learn(past if train is None else Dataset(train), slices)
         self._slices = make_slices(
-            list(slices),
+            slices,
             counts=self._counts,
+            tail=self._tail,
             events=self._events,
             candidates=self.candidates.to_polars(),
-            queries=self.queries.rows(),
+            queries=self.queries,
         )
+        if self._slices.items and not self.metrics.ranking:
+            raise ValueError("slices of items need a metric of hits, such as 'recall_at_10'.")
 
-    def _learn(self, train: Dataset | None) -> None:
+    def _learn(self, train: Dataset | None, slices: Sequence[str | SliceBy]) -> None:
         """Popularity of the candidates, and what the users' own items have of it."""
-        ids = self.candidates.to_polars()[self.item]
-        users = self.queries.rows()[self.user]
-        self._counts = torch.zeros(len(ids), dtype=torch.float64)
-        self._events = torch.zeros(len(users), dtype=torch.float64)
-        self._profile = torch.full((len(users),), torch.nan, dtype=torch.float64)
+        ids, users = self.candidates.to_polars()[self.item], self.queries.users(self.user)
         if train is None:
+            needing = [m.name for m in (*self.metrics.lists, *self.metrics.catalog) if m.reads_train] + reading_train(
+                slices
+            )
+            if needing:
+                raise ValueError(f"{needing} are measured from the training events: give train= (or seen=).")
+            nobody = torch.zeros(len(users), dtype=torch.float64)
+            self._counts, self._events, self._profile = (
+                torch.zeros(len(ids), dtype=torch.float64),
+                nobody,
+                nobody * torch.nan,
+            )
+            self._tail, self._all = 0.0, (0, len(ids))
             return
         check_columns(train, [self.user, self.item], "the training data")
-        events = train.to_polars().select(pl.col(self.user).cast(users.dtype), pl.col(self.item).cast(ids.dtype))
-        popular = events.group_by(self.item).agg(__count=pl.len().cast(pl.Float64))
-        own = (
-            events.join(popular, on=self.item)
-            .group_by(self.user)
-            .agg(pl.len(), pl.col("__count").mean().alias("__mean"))
-        )
+        known_ids = [(self.user, users), (self.item, ids)]
+        events = train.to_polars().select(same_kind(train, name, like, "the training data") for name, like in known_ids)
+        popular = events.drop_nulls(self.item).group_by(self.item).agg(__count=pl.len().cast(pl.Float64))
+        by_user = events.join(popular, on=self.item).group_by(self.user)
+        own = by_user.agg(__number=pl.len().cast(pl.Float64), __mean=pl.col("__count").mean())
         counts = ids.to_frame().join(popular, on=self.item, how="left", maintain_order="left")["__count"].fill_null(0)
         known = users.to_frame().join(own, on=self.user, how="left", maintain_order="left")
         self._counts = torch.from_numpy(counts.to_numpy().copy())
-        self._events = torch.from_numpy(known["len"].fill_null(0).cast(pl.Float64).to_numpy().copy())
+        self._events = torch.from_numpy(known["__number"].fill_null(0).to_numpy().copy())
         self._profile = torch.from_numpy(known["__mean"].fill_null(float("nan")).to_numpy().copy())
+        self._tail = tail_count(torch.from_numpy(popular["__count"].to_numpy().copy()))
+        self._all = (len(events), len(popular) + int((counts == 0).sum()))
 
     def __call__(self, ranker: Ranker, name: str | None = None) -> Evaluation:
         """Measure a model, a Retriever, a baseline: anything with `score_queries`.
@@ -196,7 +181,7 @@ class Evaluator:
         with torch.no_grad():
             ranked = rank(ranker.score_queries(self.queries, self.candidates), self.task, chosen.k)
         values = {m.name: m(ranked.hits, self.task.num_positives).double().numpy() for m in chosen.ranking}
-        lists = Lists(ranked.places, self._counts, self._profile, self._features)
+        lists = Lists(ranked.places, self._counts, *self._all, self._profile, self._features)
         values |= {m.name: m(lists).double().numpy() for m in chosen.lists}
         overall, slices = self._summaries(values, ranked)
         overall |= self._of_all(lists, chosen.catalog)
@@ -218,14 +203,16 @@ class Evaluator:
         self, values: dict[str, np.ndarray], ranked: Ranked
     ) -> tuple[dict[str, Estimate], dict[str, SliceEstimates]]:
         """Estimates over all queries, and of every slice."""
-        users = self.queries.rows()[self.user].rank("dense").to_numpy().astype(np.int64) - 1
+        users = self.queries.users(self.user).rank("dense").to_numpy().astype(np.int64) - 1
         everyone = np.ones(len(users), dtype=bool)
         counts = self.task.num_positives.numpy()
         parts = [(everyone, values, counts)]
-        ranking = {m.name: values[m.name] for m in self.metrics.ranking}
-        parts += [(mask.numpy(), ranking, counts) for mask in self._slices.queries.values()]
+        parts += [(mask.numpy(), values, counts) for mask in self._slices.queries.values()]
         parts += [self._of_items(mask, ranked) for mask in self._slices.items.values()]
-        arrays = [np.stack([v[mask] for v in part.values()], axis=1) for mask, part, _ in parts]
+        arrays = [
+            np.stack([v[mask] for v in part.values()], axis=1) if part else np.empty((mask.sum(), 0))
+            for mask, part, _ in parts
+        ]
         intervals = bootstrap(
             arrays,
             [users[mask] for mask, _, _ in parts],
@@ -253,7 +240,11 @@ class Evaluator:
 
     def _table(self, values: dict[str, np.ndarray], ranked: Ranked) -> pl.DataFrame:
         """One row for each query."""
-        asked = self.queries.rows().select(list(dict.fromkeys([*self.keys, self.user])))
+        asked = (
+            self.queries.select(self.keys)
+            .to_polars()
+            .with_columns(pl.Series(POSITIVES, self.task.num_positives.numpy()))
+        )
         ids = self.candidates.to_polars()[self.item]
         there = ranked.places >= 0
         lists = pl.DataFrame(
@@ -302,7 +293,3 @@ def _codes(candidates: Dataset, name: str) -> Ragged:
     made = to_tensor(lists["code"].fill_null([]).cast(pl.List(pl.Int64)).to_arrow(), name)
     assert isinstance(made, Ragged)
     return made
-
-
-def _in(data: Dataset, names: Sequence[str]) -> list[str]:
-    return [name for name in names if name in data.schema]

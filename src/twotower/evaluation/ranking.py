@@ -11,8 +11,8 @@ from torch import Tensor
 from twotower.data.ragged import Ragged
 from twotower.evaluation.task import RankingTask
 
-# Scores (T, N) of a tile of queries with all candidates, given the queries' numbers (T,). The evaluator writes into them,
-# and is done with them before it asks for the next: they may be one buffer.
+# Scores (T, N) of a tile of queries with all candidates, given the queries' numbers (T,). They are compared as float32. The
+# evaluator writes into them, and is done with them before it asks for the next: one buffer will do, a table that is kept will not.
 ScoreQueries = Callable[[Tensor], Tensor]
 SCORES_IN_MEMORY = 2**24  # of one tile: 64 MB of float32; larger ones are no faster
 _LOW = 2**31  # the lower half of a sort key
@@ -62,9 +62,17 @@ def check_cut_off(k: int, num_candidates: int) -> None:
 def score_tiles(score: ScoreQueries, task: RankingTask) -> Iterator[tuple[Tensor, Tensor]]:
     """The queries' numbers (T,) and their scores (T, N), -inf where seen, tile after tile."""
     for rows in torch.arange(len(task.queries)).split(max(1, SCORES_IN_MEMORY // task.num_candidates)):
-        scores, seen = score(rows), task.seen.take(rows)
+        scores, seen = _checked(score(rows), (len(rows), task.num_candidates)), task.seen.take(rows)
         scores[seen.row_of_value().to(scores.device), seen.values.to(scores.device)] = -torch.inf
         yield rows, scores
+
+
+def _checked(scores: object, shape: tuple[int, int]) -> Tensor:
+    """The scores as float32 that can be written to; ValueError for anything but a tensor (T, N)."""
+    if not isinstance(scores, Tensor) or scores.shape != shape or scores.dtype == torch.bool:
+        came = f"{scores.dtype} of shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(f"a ranker must give a tensor of numbers (queries, candidates), here {shape}; got {came}.")
+    return scores.float().contiguous()  # an expanded tensor is one row of memory for all
 
 
 def score_vectors(queries: Float[Tensor, "Q D"], candidates: Float[Tensor, "N D"]) -> ScoreQueries:
@@ -120,7 +128,7 @@ def top_k(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _keys(scores: Float[Tensor, "T N"], positives: Ragged) -> Int[Tensor, "T N"]:
     """Integers that sort by score, then negatives before positives, then by place."""
-    bits = (scores.float() + 0.0).view(torch.int32).long()  # + 0.0: minus zero is zero
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0: minus zero is zero
     order = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # a float's bits, read as an integer, sort by its size
     keys = order * 2 * _LOW + _LOW // 2 + torch.arange(scores.shape[1] - 1, -1, -1, device=scores.device)
     keys[positives.row_of_value(), positives.values] -= _LOW // 2

@@ -14,7 +14,7 @@ from twotower.errors import choose
 from twotower.evaluation.statistics import Interval, bootstrap, sign_flip_p
 from twotower.files import PathLike, folder_written_aside
 
-RECOMMENDED = "recommended"  # the column of `values` that holds the lists
+RECOMMENDED, POSITIVES = "recommended", "positives"  # columns of `values`: the list, and how many positives there are
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Estimate:
 
     Args:
         mean: over the queries where the metric is defined; nan without any.
-        low, high: the ends of its bootstrap interval; nan for numbers about all lists together.
+        low, high: the ends of its bootstrap interval; nan for numbers about all lists together, and with fewer than ten users.
         count: those queries.
     """
 
@@ -60,7 +60,7 @@ class Evaluation:
         name: of the ranker.
         metrics: by name, over all queries.
         slices: by name.
-        values: one row for each query: its columns, each metric of it, and the ids recommended, best first.
+        values: one row for each query: its keys, its number of positives, each metric, and the ids recommended, best first.
         queries, positives, candidates: their numbers.
         keys: the columns of `values` that tell queries apart.
         user: the one that tells users apart.
@@ -178,8 +178,9 @@ def compare(
         seed: of the resampling.
 
     Raises:
-        ValueError: the evaluations are of other queries, or lack a metric.
+        ValueError: the evaluations are of other queries, positives or numbers of candidates, or lack a metric.
     """
+    _check_same_question(first, second, metrics or ())
     both = [name for name in first.metrics if name in second.metrics and name in first.values.columns]
     keys = list(first.keys)
     joined = _paired(first, second, keys)
@@ -191,6 +192,8 @@ def compare(
         apart = one - other
         known = ~np.isnan(apart)
         if not known.any():
+            if metrics is not None:
+                raise ValueError(f"{name!r} is defined for no query of both {first.name!r} and {second.name!r}.")
             continue
         interval = bootstrap(
             [apart[:, None]], [cluster], num_clusters=int(cluster.max()) + 1, confidence=first.confidence, seed=seed
@@ -232,6 +235,17 @@ def estimates(names: Sequence[str], values: Sequence[np.ndarray], intervals: Seq
     return made
 
 
+def _check_same_question(first: Evaluation, second: Evaluation, metrics: Sequence[str]) -> None:
+    whole = [name for name in metrics if name in first.metrics and name not in first.values.columns]
+    if whole:
+        raise ValueError(f"{whole} are numbers about all lists together, without a value for each query to be paired.")
+    if first.candidates != second.candidates:
+        raise ValueError(
+            f"{first.name!r} ranked {first.candidates} candidates and {second.name!r} {second.candidates}: these figures do not "
+            "compare. Evaluate both with one Evaluator."
+        )
+
+
 def _paired(first: Evaluation, second: Evaluation, keys: list[str]) -> pl.DataFrame:
     if first.keys != second.keys:
         raise ValueError(
@@ -240,12 +254,22 @@ def _paired(first: Evaluation, second: Evaluation, keys: list[str]) -> pl.DataFr
     a, b = first.values, second.values
     if a.select(keys).equals(b.select(keys)):  # one evaluator's: the same queries in the same order
         others = b.select(pl.exclude(*keys).name.suffix("__other"))
-        return pl.concat([a, others], how="horizontal")
+        return _same_positives(pl.concat([a, others], how="horizontal"), first, second)
     joined = a.join(b, on=keys, suffix="__other", maintain_order="left")
     if len(joined) != len(a) or len(joined) != len(b):
         raise ValueError(
             f"{first.name!r} and {second.name!r} were measured on other queries: {len(a)} and {len(b)}, {len(joined)} in "
             "common. Evaluate both with one Evaluator."
+        )
+    return _same_positives(joined, first, second)
+
+
+def _same_positives(joined: pl.DataFrame, first: Evaluation, second: Evaluation) -> pl.DataFrame:
+    other = int((joined[POSITIVES] != joined[f"{POSITIVES}__other"]).sum())
+    if other:
+        raise ValueError(
+            f"{first.name!r} and {second.name!r} were asked for other positives of {other} of {len(joined)} queries. Evaluate both "
+            "with one Evaluator."
         )
     return joined
 

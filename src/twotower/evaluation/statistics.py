@@ -6,11 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-CHUNK = 50  # resamples drawn at once
+DRAWS_AT_ONCE = 5_000_000  # of clusters, 40 MB
+FEWEST = 10  # clusters below which resampling says nothing
 
 
 class Interval(NamedTuple):
-    """A percentile interval; nan where nothing was measured."""
+    """A percentile interval; nan where nothing was measured, or too little to resample."""
 
     low: float
     high: float
@@ -32,21 +33,28 @@ def bootstrap(
         seed: of the draws.
 
     Returns:
-        For each part an interval for each of its columns.
+        For each part an interval for each of its columns; nan with values of fewer than ten clusters.
     """
     rng = np.random.default_rng(seed)
     sums = [_by_cluster(values, cluster) for values, cluster in zip(parts, clusters, strict=True)]
     means: list[list[np.ndarray]] = [[] for _ in parts]
-    for start in range(0, RESAMPLES, CHUNK):
-        rows = min(CHUNK, RESAMPLES - start)
+    chunk = max(1, DRAWS_AT_ONCE // num_clusters)
+    for start in range(0, RESAMPLES, chunk):
+        rows = min(chunk, RESAMPLES - start)
         drawn = rng.integers(0, num_clusters, (rows, num_clusters)) + num_clusters * np.arange(rows)[:, None]
         weights = np.bincount(drawn.ravel(), minlength=rows * num_clusters).reshape(rows, num_clusters).astype(float)
         for part, (there, total, number) in enumerate(sums):
-            own = weights[:, there]
+            own = weights if len(there) == num_clusters else weights[:, there]
             with np.errstate(invalid="ignore"):  # a resample without any value has no mean
                 means[part].append((own @ total) / (own @ number))
     tail = (1 - confidence) / 2
-    return [[_percentiles(column, tail) for column in np.concatenate(part).T] for part in means]
+    return [
+        [
+            _percentiles(column, tail) if (number[:, m] > 0).sum() >= FEWEST else Interval(np.nan, np.nan)
+            for m, column in enumerate(np.concatenate(part).T)
+        ]
+        for part, (_, _, number) in zip(means, sums, strict=True)
+    ]
 
 
 def sign_flip_p(differences: np.ndarray, clusters: np.ndarray, *, seed: int) -> float:
@@ -58,8 +66,9 @@ def sign_flip_p(differences: np.ndarray, clusters: np.ndarray, *, seed: int) -> 
     total = total[:, 0]
     rng, extreme = np.random.default_rng(seed), 0
     observed = abs(total.sum()) * (1 - 1e-12)  # as large but for rounding is as large
-    for start in range(0, 2 * RESAMPLES, CHUNK):
-        signs = rng.integers(0, 2, (min(CHUNK, 2 * RESAMPLES - start), len(total)), dtype=np.int8) * 2.0 - 1
+    chunk = max(1, DRAWS_AT_ONCE // len(total))
+    for start in range(0, 2 * RESAMPLES, chunk):
+        signs = rng.integers(0, 2, (min(chunk, 2 * RESAMPLES - start), len(total)), dtype=np.int8) * 2.0 - 1
         extreme += int((np.abs(signs @ total) >= observed).sum())
     return (extreme + 1) / (2 * RESAMPLES + 1)
 

@@ -73,15 +73,17 @@ def ranking_task(
         missing = data.table.column(name).null_count
         if missing:
             raise ValueError(f"column {name!r}, which tells queries apart, is null in {missing} rows; fill it first.")
-    frame = data.to_polars().select(*columns, pl.col(candidate).cast(ids.dtype)).with_row_index(ROW)
+    check_ids(data, candidate, "the evaluation data")
+    frame = (
+        data.to_polars().select(*columns, same_kind(data, candidate, ids, "the evaluation data")).with_row_index(ROW)
+    )
     frame = frame.unique([*columns, candidate], keep="first", maintain_order=True)
     if seen is not None:
         check_columns(seen, [*keys, candidate], "the data of seen items")
         past = (
             seen.to_polars()
-            .select(*keys, candidate)
+            .select(same_kind(seen, name, frame[name], "the data of seen items") for name in [*keys, candidate])
             .unique()
-            .cast({name: frame.schema[name] for name in [*keys, candidate]})
         )
         fresh = frame.join(past, on=[*keys, candidate], how="anti", maintain_order="left")
         warn_if(len(frame) - len(fresh), "positives were seen before by the same query; they are left out.")
@@ -104,6 +106,41 @@ def ranking_task(
         seen=hidden,
         num_candidates=len(ids),
     )
+
+
+def same_kind(data: Dataset, name: str, like: pl.Series, what: str) -> pl.Expr:
+    """A column as the type of another one; ValueError where values could not be equal: numbers and texts, or fractions as ids."""
+    own, kind = data.to_polars().schema[name], like.dtype
+    texts = (pl.String, pl.Categorical, pl.Enum)
+    if own.is_integer() and kind.is_integer():
+        return pl.col(name).cast(kind, strict=False)  # what does not fit is no id there
+    if own == kind or (own in texts and kind in texts):
+        return pl.col(name).cast(kind)
+    if own.is_nested() and kind.is_nested():
+        return pl.col(name).cast(kind)
+    raise ValueError(f"column {name!r} is {own} in {what}, and {kind} elsewhere in this evaluation; cast one of them.")
+
+
+def check_ids(data: Dataset, name: str, what: str) -> None:
+    """ValueError for missing ids."""
+    missing = data.table.column(name).null_count
+    if missing:
+        raise ValueError(
+            f"column {name!r} of {what} is null in {missing} of {len(data)} rows; drop them or fill them first."
+        )
+
+
+def warn_of_unknown(data: Dataset, names: Sequence[str], remedy: str) -> None:
+    """Values outside the vocabulary share an id: users would be one query, items one positive."""
+    for name in names:
+        unknown_id = data.schema[name].properties.get("unknown_id") if name in data.schema else None
+        if unknown_id is not None:
+            rows = int(data.to_polars()[name].is_between(1, unknown_id).sum())
+            warn_if(
+                rows,
+                f"rows hold values of {name!r} that the Preprocessor did not know; they share the ids 1 to "
+                f"{unknown_id} and {remedy}",
+            )
 
 
 def check_columns(data: Dataset, names: Sequence[str], what: str) -> None:

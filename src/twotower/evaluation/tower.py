@@ -10,7 +10,7 @@ from torch import Tensor
 from twotower.data.dataset import Dataset
 from twotower.encoder import Tower, embed
 from twotower.evaluation.ranking import ScoreQueries, rank, score_vectors
-from twotower.evaluation.task import RankingTask, ranking_task, warn_if
+from twotower.evaluation.task import RankingTask, ranking_task, warn_of_unknown
 from twotower.metrics import RankingMetric
 from twotower.schema import Schema
 from twotower.tags import Tags
@@ -53,7 +53,11 @@ def evaluate_tower(
         batch_size: queries encoded at once.
     """
     if group is None:
-        _warn_of_unknown_users(tower.schema, data)
+        warn_of_unknown(
+            data,
+            tower.schema.select_by_tag(Tags.USER_ID).column_names,
+            "may be ranked as one. Keep the raw id in another column and give it as group.",
+        )
     task = ranking_task(
         data,
         query=list(dict.fromkeys([*([group] if group else []), *tower.schema.column_names])),
@@ -65,19 +69,6 @@ def evaluate_tower(
     score = score_vectors(embed(tower, task.queries, batch_size), vectors)
     values = evaluate_ranking(score, task, metrics)
     return {name: float(value.mean()) for name, value in values.items()}
-
-
-def _warn_of_unknown_users(query: Schema, data: Dataset) -> None:
-    """Users outside the vocabulary share an id, and would be one query with the positives of all."""
-    for column in query.select_by_tag(Tags.USER_ID):
-        unknown_id = column.properties.get("unknown_id")
-        if unknown_id is not None and column.name in data.column_names:
-            rows = data.to_polars()[column.name].is_between(1, unknown_id).sum()
-            warn_if(
-                int(rows),
-                f"rows hold users that the Preprocessor did not know; they share the ids 1 to {unknown_id} of {column.name!r} and "
-                "may be ranked as one. Keep the raw id in another column and give it as group.",
-            )
 
 
 def _user_id(query: Schema) -> str:

@@ -15,6 +15,7 @@ from twotower.encoder import embed, evaluating
 from twotower.evaluation import Queries, ScoreQueries, evaluate_tower, in_batch_relevance, score_vectors
 from twotower.metrics import RankingMetric
 from twotower.outputs import BinaryOutput, ContrastiveOutput, ModelOutput, RegressionOutput, pair_target
+from twotower.schema import Schema
 
 if TYPE_CHECKING:
     from twotower.models.base import RetrievalModelV2
@@ -60,6 +61,9 @@ def evaluate(
 
 def score_queries(model: "RetrievalModelV2", queries: Queries, candidates: Dataset) -> ScoreQueries:
     """The products of the towers' vectors, candidates in their given order."""
+    asked = queries.select(model.query.schema.column_names)
+    _check_encoded(model.query.schema, asked, "queries")
+    _check_encoded(Schema([model.candidate_id]) + model.candidate.schema, candidates, "candidates")
     ids, columns = model.candidate_id.name, model.candidate.schema.column_names
     if set(columns) <= set(candidates.column_names):
         vectors = embed(model.candidate, candidates)
@@ -72,7 +76,20 @@ def score_queries(model: "RetrievalModelV2", queries: Queries, candidates: Datas
         raise ValueError(
             f"the candidates lack {missing}, which the candidate tower reads, and the model knows no catalogue."
         )
-    return score_vectors(embed(model.query, queries.select(model.query.schema.column_names)), vectors.to(model.device))
+    return score_vectors(embed(model.query, asked), vectors.to(model.device))
+
+
+def _check_encoded(tower: Schema, data: Dataset, what: str) -> None:
+    """ValueError for columns without the Preprocessor's codes: raw integers would pass for them."""
+    for column in tower:
+        trained = column.properties.get("vocabulary")
+        own = data.schema[column.name].properties.get("vocabulary") if column.name in data.schema else None
+        if trained is not None and column.name in data.column_names and own != trained:
+            raise ValueError(
+                f"column {column.name!r} of the {what} does not hold the codes that the model was trained on (of vocabulary "
+                f"{trained}, here {own}). Give tables that preprocessor.transform made, with their schema; or rank raw tables with "
+                "a Retriever."
+            )
 
 
 def evaluate_in_batch(

@@ -20,7 +20,7 @@ class CatalogEarlyStopping(Callback):
 
     Args:
         evaluator: of the validation data.
-        monitor: one of its metrics; higher is better.
+        monitor: one of its metrics of hits, such as recall or NDCG.
         patience: stop after so many evaluations in a row without gain.
         min_delta: a gain is more than this.
         every_steps: evaluate after every so many optimiser steps as well, for epochs that are long.
@@ -28,7 +28,7 @@ class CatalogEarlyStopping(Callback):
         ranker: what to evaluate; by default the model that `fit` trains. A LightningModule of your own gives its own.
 
     Raises:
-        ValueError: a metric that the evaluator does not measure, or a patience or every_steps below 1.
+        ValueError: a metric of hits that the evaluator does not measure, or a patience or every_steps below 1.
 
     Example:
         >>> stop = CatalogEarlyStopping(evaluator, monitor="recall_at_20", patience=3)    # doctest: +SKIP
@@ -46,7 +46,8 @@ class CatalogEarlyStopping(Callback):
         restore_best: bool = True,
         ranker: Ranker | None = None,
     ) -> None:
-        choose("metric of the evaluator", monitor, {metric.name: metric for metric in evaluator.metrics.given})
+        hits = {metric.name: metric for metric in evaluator.metrics.ranking}  # of other metrics more need not be better
+        choose("metric of hits of the evaluator", monitor, hits)
         for name, value in (("patience", patience), ("every_steps", 1 if every_steps is None else every_steps)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -54,6 +55,9 @@ class CatalogEarlyStopping(Callback):
         self.patience, self.min_delta, self.every_steps = patience, min_delta, every_steps
         self.restore_best = restore_best
         self.ranker = ranker
+        self._forget()
+
+    def _forget(self) -> None:
         self.best: Evaluation | None = None
         self.best_step = 0
         self._best_value = -math.inf
@@ -61,6 +65,10 @@ class CatalogEarlyStopping(Callback):
         self._without_gain = 0
         self._last_step = -1
         self._values: dict[str, float] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A fit begins, of this model or another; a resumed one has its state read after this."""
+        self._forget()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
@@ -79,6 +87,13 @@ class CatalogEarlyStopping(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A training that breaks off, such as by weights that are no numbers, leaves the best weights too."""
+        self._restore(pl_module)
+
+    def _restore(self, pl_module: L.LightningModule) -> None:
         if self.restore_best and self._weights:
             self._model(pl_module).load_state_dict(self._weights)
 
