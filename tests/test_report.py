@@ -467,7 +467,8 @@ def test_the_verdict_turns_at_five_in_a_hundred() -> None:
 
 @pytest.mark.parametrize(
     ("p", "said"),
-    [(0.0009, "is not chance: p\u00a0<"), (0.001, "is hardly chance: p"), (0.049, "is hardly chance: p"), (0.05, "may be chance: p")],
+    [(0.0009, "is not chance: p\u00a0<"), (0.001, "is hardly chance: p"), (0.049, "is hardly chance: p"),
+     (0.05, "may be chance: p")],
 )  # fmt: skip
 def test_how_sure_a_difference_is(data: tt.ReportData, p: float, said: str) -> None:
     other = data.evaluations[2]

@@ -193,7 +193,7 @@ def _forest(data: ReportData, metric: str) -> Figure:
     return Figure(
         "forest", f"{metric_name(metric)} with intervals", plot,
         "Each mark is a mean over all queries, its bar the interval where it would lie with other users; further right is better.",
-        "The model to the left of popularity. Whether two differ is told by the paired test in the summary above, not by intervals that overlap.",
+        "The model to the left of popularity. The paired test above tells whether two differ, not an overlap.",
         Table(["", metric_name(metric)], [[e.name, estimate(e[metric])] for e in shown]),
         f"{metric_name(metric)}: " + "; ".join(f"{e.name} {estimate(e[metric])}" for e in shown), wide=True,
     )  # fmt: skip
