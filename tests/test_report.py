@@ -18,10 +18,15 @@ import twotower as tt
 from twotower import Tags
 from twotower.baselines import Popularity
 from twotower.evaluation import Queries, ScoreQueries
-from twotower.report.catalogue import Catalogue, category_column, title_column
+from twotower.report.catalogue import Catalogue, category_column, describe_items, title_column
+from twotower.report.comparison import Comparison, summarise
 from twotower.report.curves import MOST_EPOCHS, training_section
+from twotower.report.exposure import norms_figure
 from twotower.report.item_map import POPULAR, SAMPLED, map_section
 from twotower.report.page import render
+from twotower.report.people import people
+from twotower.report.scores import sample_scores
+from twotower.report.words import MEANINGS, number, verdict
 
 USERS, ITEMS, CLUBS = 60, 40, 4
 EVIL = [
@@ -212,7 +217,7 @@ def test_a_model_that_loses_to_popularity_is_told(data: tt.ReportData) -> None:
     )
     assert "summary bad" in {a.get("class") for _, a in page.tags}
     assert page.says("Loses to popularity")
-    assert page.says("Serving popularity would give users better lists than this model does.")
+    assert page.says("Popularity did better on this test.")
     alike = Page(render(replace(data, evaluations=[replace(popularity, name="mine"), popularity])))
     assert alike.says("No clear difference from popularity")
 
@@ -279,6 +284,7 @@ def test_right_recommendations_are_marked(data: tt.ReportData, page: Page) -> No
 
 EMPTY = pl.DataFrame()
 ONLY_IDS = FILMS.select("item_id")
+UNMEASURED = pl.DataFrame({"epoch": [1, 2], "loss": [2.0, 1.0], "health_overlap": [float("nan"), None]})
 
 
 @pytest.mark.parametrize(
@@ -286,7 +292,8 @@ ONLY_IDS = FILMS.select("item_id")
     [
         ({"history": EMPTY}, ["There is no training history"]),
         ({"findings": []}, ["Nothing was found wrong"]),
-        ({"findings": [], "history": EMPTY}, ["nobody may have looked"]),
+        ({"findings": [], "history": EMPTY}, ["nobody may have looked", "Health: there is no finding, but"]),
+        ({"findings": [], "history": UNMEASURED}, ["nobody may have looked", "Health: there is no finding, but"]),
         ({"items": ONLY_IDS}, ["No column of the items has few enough values to colour by"]),
         ({"test": None}, ["What these users chose next was not given", "what users chose in training"]),
         ({"config": "", "environment": {}}, ["No configuration was recorded", "No environment was recorded"]),
@@ -321,6 +328,177 @@ def test_columns_are_chosen_by_what_they_hold() -> None:
     assert title_column(films.select("id", "year"), "id") == ""
     assert category_column(films, ("id", "Name")) == "kind"
     assert category_column(films.select("id", "Name", "year"), ("id", "Name")) == ""  # as many years as films
+
+
+def test_a_title_is_text_that_tells_items_apart() -> None:
+    some = pl.DataFrame(
+        {
+            "item_id": range(10),
+            "genre": ["a", "b"] * 5,
+            "image_url": [f"https://x/{i}" for i in range(10)],
+            "video_link": [f"https://y/{i}" for i in range(10)],
+            "plot": [f"words {i}" for i in range(10)],
+            "almost": [*"abcdefgg", None, None],  # 7 of 8
+            "short_name": [f"n {i}" for i in range(10)],
+            "name": [f"film {i // 2}" for i in range(10)],
+        }
+    )
+    assert title_column(some, "item_id") == "name"
+    assert title_column(some.drop("name"), "item_id") == "short_name"
+    assert title_column(some.drop("name", "short_name"), "item_id") == "plot"
+    assert title_column(some.drop("name", "short_name", "plot"), "item_id") == "almost"
+    assert title_column(some.select("item_id", "genre", "image_url", "video_link"), "item_id") == ""
+
+
+def test_enums_and_arrays_can_be_categories(data: tt.ReportData) -> None:
+    kinds = pl.Series([["x", "y"][i % 2] for i in range(ITEMS)], dtype=pl.Enum(["x", "y"]))
+    pairs = pl.Series([[i % 3, 7] for i in range(ITEMS)], dtype=pl.Array(pl.Int64, 2))
+    vectors = pl.Series([[i / 7, 0.0] for i in range(ITEMS)], dtype=pl.Array(pl.Float64, 2))
+    items = FILMS.select("item_id", kind=kinds, pair=pairs, vector=vectors)
+    found = describe_items(replace(data, items=items), 20)
+    assert found.category == "pair"
+    assert found.frame["category"].to_list() == [[str(i % 3), "7"] for i in range(ITEMS)]
+    found = describe_items(replace(data, items=items.drop("pair")), 20)
+    assert (found.title, found.category) == ("", "kind")
+    assert found.frame["category"].to_list() == [["x"], ["y"]] * (ITEMS // 2)
+    named = describe_items(replace(data, items=items, display="kind", category="kind"), 20)
+    assert (named.title, named.category, named.frame["title"].to_list()) == ("kind", "kind", ["x", "y"] * (ITEMS // 2))
+
+
+def test_tables_of_other_kinds_give_the_same_page(data: tt.ReportData) -> None:
+    assert data.test is not None
+    others = replace(
+        data, train=data.train.to_dict(as_series=False), items=tt.Dataset(data.items), test=data.test.to_arrow()
+    )
+    assert others.train.equals(data.train)
+    assert others.items.equals(data.items)
+    assert others.test is not None
+    assert others.test.equals(data.test)
+    short = tt.ReportData(
+        "t", evaluations=data.evaluations, train=data.train.to_arrow(), items=FILMS, user="user_id", item="item_id",
+        retriever=data.retriever,
+    )  # fmt: skip
+    assert (short.config, len(short.history), short.findings, short.environment) == ("", 0, [], {})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"time": "when"}, "time='when' is no column of train"),
+        ({"user": "who"}, "user='who' is no column of train"),
+        ({"item": "what"}, "item='what' is no column of train"),
+        ({"display": "titel"}, "display='titel' is no column of items.*Did you mean 'title'"),
+        ({"category": "genre"}, "category='genre' is no column of items"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named(data: tt.ReportData, change: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(data, **change)  # type: ignore[arg-type]
+
+
+def test_a_nan_in_the_history_stays_out_of_the_json(data: tt.ReportData) -> None:
+    gaps = pl.DataFrame({"epoch": [1.0, float("nan"), 3.0, None], "loss": [3.0, 2.0, float("nan"), 1.0]})
+    section = training_section(replace(data, history=gaps))
+    (figure,) = section.figures
+    json.dumps(figure.plot, allow_nan=False)
+    assert (figure.plot["data"][0]["x"], figure.plot["data"][0]["y"]) == ([1.0, 3.0], [3.0, None])
+    assert "Rows of the history without an epoch are left out: 2." in section.notes
+
+
+def test_a_history_is_read_in_the_order_of_time(data: tt.ReportData) -> None:
+    later_first = data.train.with_columns(timestamp=-pl.col("timestamp"), moment=pl.int_range(pl.len()) * 7 % 101)
+    for time, column in ((None, "timestamp"), ("moment", "moment")):
+        changed = replace(data, train=later_first, time=time)
+        titles = dict(FILMS.select("item_id", "title").iter_rows())
+        shown = [
+            p for p in people(changed, describe_items(changed, 20), "recall_at_20") if len(p.history) + p.more >= 3
+        ]
+        assert shown
+        for person in shown:
+            own = [r for r in later_first.iter_rows(named=True) if r["user_id"] == int(person.name.split()[1])]
+            newest = sorted(own, key=lambda r: -r[column])
+            assert person.history == [titles[r["item_id"]] for r in newest[:8]]
+
+
+def catalogue(events: list[int], vectors: torch.Tensor, categories: list[str]) -> Catalogue:
+    frame = pl.DataFrame(
+        {"id": range(len(events)), "title": "x", "category": [[c] for c in categories], "events": events}
+    )
+    return Catalogue(frame, vectors, "title", "kind", None)
+
+
+def test_lengths_are_cut_at_a_tenth_a_half_and_nine_tenths() -> None:
+    lengths = torch.arange(11.0)[:, None] * torch.tensor([[0.6, 0.8]])
+    figure = norms_figure(catalogue([1] * 11, lengths, ["a"] * 11))
+    assert figure is not None
+    assert figure.table.rows == [["1", "1", "5", "9"]]
+
+
+def test_the_mean_cosine_is_of_two_different_items() -> None:
+    """a: three along x, three along y, so 6 of 15 pairs point the same way; with six more along x, 39 of 66."""
+    along = [(2.0, 0.0)] * 3 + [(0.0, 3.0)] * 3 + [(1.0, 0.0)] * 6
+    section = map_section(catalogue([1] * 12, torch.tensor(along), ["a"] * 6 + ["b"] * 6))
+    rows = section.figures[0].table.rows
+    assert rows == [["a", "6", ".400"], ["b", "6", "1"], ["all items drawn", "12", ".591"]]
+
+
+def test_a_chosen_item_that_scores_higher_counts_as_above(data: tt.ReportData) -> None:
+    """Everyone chose the item of score 0: above it lie the items of score > 0, and it ties with itself."""
+    asked = data.evaluations[0].values
+    everyone = asked.select("user_id", item_id=pl.lit(0, pl.Int64))
+    vectors = torch.cat([torch.zeros(1, 8), torch.ones(9, 8), -torch.ones(ITEMS - 10, 8)])
+    found = describe_items(data, 20)
+    scores = sample_scores(replace(data, test=everyone), replace(found, vectors=vectors), asked)
+    assert not scores.chosen.any()
+    assert len(scores.random) == 50 * len(asked)
+    below, same = int((scores.random < 0).sum()), int((scores.random == 0).sum())
+    assert below > 0.6 * len(scores.random)  # or else the two sides could be mistaken for each other
+    assert scores.above == pytest.approx((below + same / 2) / len(scores.random))
+
+
+def difference(p: float, apart: float = 0.1) -> tt.Difference:
+    return tt.Difference("recall_at_20", 0.3, 0.3 - apart, apart, apart - 0.05, apart + 0.05, p, 0.6, 0.2)
+
+
+def test_the_verdict_turns_at_five_in_a_hundred() -> None:
+    assert [verdict(difference(p)) for p in (0.0, 0.049, 0.05, 0.051)] == ["better", "better", "unclear", "unclear"]
+    assert verdict(difference(0.049, -0.1)) == "worse"
+
+
+@pytest.mark.parametrize(
+    ("p", "said"),
+    [(0.0009, "is not chance: p\u00a0<"), (0.001, "is hardly chance: p"), (0.049, "is hardly chance: p"),
+     (0.05, "may be chance: p")],
+)  # fmt: skip
+def test_how_sure_a_difference_is(data: tt.ReportData, p: float, said: str) -> None:
+    other = data.evaluations[2]
+    for apart in (0.1, -0.1):
+        words = summarise(data, Comparison("recall_at_20", [(other, difference(p, apart))])).sentences
+        assert said in words[1]
+        assert ("Popularity did better on this test." in words[1]) == (p < 0.05 and apart < 0)
+
+
+def test_the_weakest_slice_has_at_least_thirty_queries(data: tt.ReportData) -> None:
+    def part(queries: int, mean: float) -> tt.SliceEstimates:
+        return tt.SliceEstimates(queries, queries, {"recall_at_20": tt.Estimate(mean, mean, mean, queries)})
+
+    slices = {"few": part(29, 0.1), "enough": part(30, 0.2), "many": part(31, 0.3)}
+    model = replace(data.evaluations[0], slices=slices)
+    pairs = [(data.evaluations[2], difference(0.01))]
+    sentences = summarise(replace(data, evaluations=[model]), Comparison("recall_at_20", pairs)).sentences
+    assert [words for words in sentences if "weakest" in words] == [
+        "It is weakest on enough: .200 [.200,\u00a0.200] over 30 queries."
+    ]
+
+
+def test_numbers_near_a_thousand() -> None:
+    assert [number(v) for v in (999.4, 999.5, 999.6, -999.6, 1234.5)] == ["999", "1,000", "1,000", "−1,000", "1,234"]
+
+
+def test_recall_is_called_what_it_is() -> None:
+    """Of 40 chosen, 20 among the first 20 are a recall of 1 and a full recall of .5."""
+    assert "at most {k}" in MEANINGS["recall"]
+    assert "more than {k}" in MEANINGS["full_recall"]
 
 
 def test_a_large_catalogue_is_sampled() -> None:

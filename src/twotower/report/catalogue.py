@@ -12,6 +12,8 @@ from twotower.evaluation.result import RECOMMENDED
 from twotower.report.record import ReportData
 
 TITLES = ("title", "name")
+NO_TITLES = ("url", "link", "image", "img")  # within the name of a column that nobody reads
+DISTINCT = 0.8  # of the values of a title, at least
 LONGEST = 90  # characters of a title
 MOST = 2**31 - 1  # more recommendations than a list has
 
@@ -42,8 +44,9 @@ class Catalogue:
 def describe_items(data: ReportData, first: int | None) -> Catalogue:
     """Everything known of the items; `first` recommendations of each list count as shown, all of it for None."""
     items = data.items.unique(data.item, keep="first", maintain_order=True)
-    title, ids = title_column(items, data.item), items[data.item]
-    category = category_column(items, (data.item, title))
+    ids = items[data.item]
+    title = data.display or title_column(items, data.item)
+    category = data.category or category_column(items, (data.item, title))
     shown = ids.cast(pl.String) if not title else items[title].cast(pl.String).fill_null(ids.cast(pl.String))
     words = shown.map_elements(_short, return_dtype=pl.String)
     columns = [
@@ -62,21 +65,38 @@ def describe_items(data: ReportData, first: int | None) -> Catalogue:
 
 
 def title_column(items: pl.DataFrame, item: str) -> str:
-    """The column to show: title, name, else the first of text; "" if there is none."""
-    named = [n for wanted in TITLES for n in items.columns if n.lower() == wanted and items[n].dtype == pl.String]
-    texts = [n for n in items.columns if n != item and items[n].dtype == pl.String]
-    return next(iter([*named, *texts]), "")
+    """The column to show: title or name, else the first of nearly unique text, those with title or name in theirs before others.
+
+    "" if there is none; web addresses and pictures are never taken.
+    """
+    texts = [
+        name
+        for name in items.columns
+        if name != item and items[name].dtype == pl.String and not any(word in name.lower() for word in NO_TITLES)
+    ]
+    exact = [name for wanted in TITLES for name in texts if name.lower() == wanted]
+    unique = [name for name in texts if _distinct(items[name]) >= DISTINCT]
+    alike = [name for name in unique if any(word in name.lower() for word in TITLES)]
+    return next(iter([*exact, *alike, *unique]), "")
+
+
+def _distinct(values: pl.Series) -> float:
+    """The share of different ones."""
+    known = values.drop_nulls()
+    return known.n_unique() / max(1, len(known))
 
 
 def category_column(items: pl.DataFrame, but: tuple[str, ...]) -> str:
-    """A column of few values: lists of text first, then text, then whole numbers; "" if there is none."""
+    """A column of few values: lists first, then text, then whole numbers; "" if there is none."""
     found = []
     for name, kind in items.schema.items():
-        inner = kind.inner if isinstance(kind, pl.List) else kind
-        rank = 0 if isinstance(kind, pl.List) else 1 if inner in (pl.String, pl.Categorical, pl.Boolean) else 2
-        if name in but or not (inner in (pl.String, pl.Categorical, pl.Boolean) or inner.is_integer()):
+        several = isinstance(kind, pl.List | pl.Array)
+        inner = kind.inner if isinstance(kind, pl.List | pl.Array) else kind
+        words = inner in (pl.String, pl.Categorical, pl.Enum, pl.Boolean)
+        if name in but or not (words or inner.is_integer()):
             continue
-        values = (items[name].explode() if isinstance(kind, pl.List) else items[name]).drop_nulls()
+        rank = 0 if several else 1 if words else 2
+        values = (items[name].explode() if several else items[name]).drop_nulls()
         most = 60 if rank < 2 else 12
         there = 1 - items[name].null_count() / max(1, len(items))
         if 2 <= values.n_unique() <= min(most, len(items) / 2) and there >= 0.5:
@@ -88,6 +108,8 @@ def _as_lists(items: pl.DataFrame, category: str) -> pl.Series:
     if not category:
         return pl.Series("category", [[]] * len(items), dtype=pl.List(pl.String))
     column = items[category]
+    if isinstance(column.dtype, pl.Array):
+        column = column.arr.to_list()
     if isinstance(column.dtype, pl.List):
         return column.cast(pl.List(pl.String)).list.drop_nulls().fill_null([]).alias("category")
     frame = items.select(category=pl.concat_list(pl.col(category).cast(pl.String)).list.drop_nulls())

@@ -108,14 +108,14 @@ def _against(other: Evaluation, found: Difference) -> str:
         times = f"{name} finds nothing"
     apart = f"{signed(found.difference)} {interval(found.low, found.high)}".strip()
     shares = f"better for {percent(found.better)} of the queries, worse for {percent(found.worse)}"
-    kind = verdict(found)
+    kind, sure = verdict(found), "not chance" if found.p < 0.001 else "hardly chance"
     if kind == "unclear":
         return f"{_start(times)}; the difference of {apart} may be chance: {probability(found.p)}; {shares}."
     if kind == "better":
-        return f"{_start(times)}; the difference of {apart} is not chance: {probability(found.p)}; {shares}."
+        return f"{_start(times)}; the difference of {apart} is {sure}: {probability(found.p)}; {shares}."
     return (
-        f"It loses to {name}: {times}; the difference of {apart} is not chance: {probability(found.p)}; {shares}. "
-        f"Serving {name} would give users better lists than this model does."
+        f"It loses to {name}: {times}; the difference of {apart} is {sure}: {probability(found.p)}; {shares}. "
+        f"{_start(name)} did better on this test."
     )
 
 
@@ -193,7 +193,7 @@ def _forest(data: ReportData, metric: str) -> Figure:
     return Figure(
         "forest", f"{metric_name(metric)} with intervals", plot,
         "Each mark is a mean over all queries, its bar the interval where it would lie with other users; further right is better.",
-        "The model to the left of popularity, or intervals that overlap so much that the order could be chance.",
+        "The model to the left of popularity. The paired test above tells whether two differ, not an overlap.",
         Table(["", metric_name(metric)], [[e.name, estimate(e[metric])] for e in shown]),
         f"{metric_name(metric)}: " + "; ".join(f"{e.name} {estimate(e[metric])}" for e in shown), wide=True,
     )  # fmt: skip
@@ -219,7 +219,7 @@ def slices_section(data: ReportData, comparison: Comparison) -> Section:
     figure = Figure(
         "slices-chart", title, _slice_plot(data, names, metric),
         "Each row is a group of queries, or of items that were to be found; the round mark is the model, its bar the interval.",
-        "A row that matters to you where the model lies near zero, or left of a baseline beyond the bars.",
+        "A row that matters to you where the model lies near zero, or far left of a baseline; bars may overlap all the same.",
         table, f"{title} for {len(names)} slices; the numbers are in the table below.", wide=True,
     )  # fmt: skip
     return Section("slices", "For whom, and for what", lead, [figure], notes=notes)

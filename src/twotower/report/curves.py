@@ -7,7 +7,7 @@ from twotower.report.record import Figure, ReportData, Section, Table
 from twotower.report.words import metric_name, number
 
 MOST_EPOCHS = 300  # drawn and tabulated
-# what health measures, in words, and what would be alarming; all are shares but the logits' spread
+# what health measures, in words, and what would be alarming; all are shares
 HEALTH = {
     "health_personal_share": "depends on who asks",
     "health_overlap": "in common between two users' lists",
@@ -24,11 +24,14 @@ def training_section(data: ReportData) -> Section:
         return Section(
             "training", "How training went", lead, notes=["There is no training history: the curves are missing."]
         )
-    step = -(-len(data.history) // MOST_EPOCHS)
-    history = data.history.gather_every(step)
-    notes = [f"Every {step}th of {len(data.history):,} epochs is shown."] if step > 1 else []
+    known = data.history.filter(pl.col("epoch").cast(pl.Float64, strict=False).is_finite())
+    step = -(-len(known) // MOST_EPOCHS) or 1
+    history = known.gather_every(step)
+    notes = [f"Every {step}th of {len(known):,} epochs is shown."] if step > 1 else []
+    if len(known) < len(data.history):
+        notes.append(f"Rows of the history without an epoch are left out: {len(data.history) - len(known):,}.")
     figures = [_loss(history), _validation(history), _health(history)]
-    if len(data.history) == 1:
+    if len(known) == 1:
         notes.append("There was one epoch, so that the curves are single points.")
     names = ("loss", "validation", "health measurements")
     missing = [name for name, figure in zip(names, figures, strict=True) if figure is None]
@@ -45,7 +48,7 @@ def health_section(data: ReportData) -> Section:
 
 def health_words(data: ReportData) -> str:
     """What is known where there is no finding."""
-    if any(name.startswith("health_") for name in data.history.columns):
+    if _columns(data.history, [name for name in data.history.columns if name.startswith("health_")]):
         return "Nothing was found wrong."
     return "There is no finding, but the history holds no measurements either: nobody may have looked."
 

@@ -19,8 +19,8 @@ NAMES = {
     "popularity_lift": "Popularity lift",
 }
 MEANINGS = {
-    "recall": "the share of what users chose next that stands in the first {k} recommendations",
-    "full_recall": "the share of all that users chose next that stands in the first {k} recommendations",
+    "recall": "of what a user chose next, at most {k} of it, the share that stands in the first {k} recommendations",
+    "full_recall": "of all that a user chose next, be it more than {k}, the share that stands in the first {k} recommendations",
     "precision": "the share of the first {k} recommendations that users chose next",
     "hit_rate": "the share of users who find something they chose next in the first {k} recommendations",
     "mrr": "one over the rank of the first right recommendation, 0 beyond {k}",
@@ -57,7 +57,7 @@ def number(value: float | None) -> str:
     """Such as .262, 12.3 and 1,234; a dash for none."""
     if value is None or not math.isfinite(value):
         return "–"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:  # 1,000 when rounded, which .3g would write as 1e+03
         return f"{value:,.0f}".replace("-", "−")
     if abs(value) >= 1:
         return f"{value:.3g}".replace("-", "−")
