@@ -142,7 +142,7 @@ def test_losses(name: str) -> None:
     torch.testing.assert_close(loss, LOSSES[name](positive, negative.flip(1)))
 
 
-@pytest.mark.parametrize("kind", sorted({kind.__name__ for kind in METRICS.values()}))
+@pytest.mark.parametrize("kind", sorted({type(kind(1)).__name__ for kind in METRICS.values()}))
 def test_metrics(kind: str) -> None:
     """In [0, 1]; 1 for a perfect ranking (precision needs k positives), 0 for none found; a hit further up never hurts."""
     metric = getattr(tt, kind)(3)
