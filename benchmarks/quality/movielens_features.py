@@ -48,14 +48,20 @@ WHEN = {  # the moment of asking, in buckets and as a number
 }
 IDS = ["user_id", "known_item"]
 ML_100K = {"ids, shallow": (IDS, []), "ids + features, shallow": (None, []), "ids + features, [64, 32]": (None, [64])}
-ML_1M = {"ids": (IDS, []), "features": ([n for n in (*FILMS, *PEOPLE) if n not in ("user_id", "known_item")], [64]),
-         "ids + features": (None, [64])}  # fmt: skip
+FEATURES = [name for name in (*FILMS, *PEOPLE) if name not in ("user_id", "known_item")]
+# columns, hidden layers, uniform negatives: these push down what nobody rated, which cold films are
+ML_1M = {
+    "ids": (IDS, [], 512),
+    "features": (FEATURES, [64], 512),
+    "ids + features": (None, [64], 512),
+    "ids + features, in-batch alone": (None, [64], 0),
+}
 
 
 def build(
-    schema: tt.Schema, columns: Sequence[str] | None, hidden: Sequence[int], dim: int, seed: int
+    schema: tt.Schema, columns: Sequence[str] | None, hidden: Sequence[int], dim: int, seed: int, uniform: int = 512
 ) -> tt.RetrievalModelV2:
-    """Two towers on some columns, cosines at T = .1 against the batch and 512 other films."""
+    """Two towers on some columns, cosines at T = .1 against the batch and some films of the catalogue."""
     torch.manual_seed(seed)
     read = schema.select_by_name(
         [c.name for c in schema if c.name != "item_id" and (columns is None or c.name in columns)]
@@ -71,7 +77,7 @@ def build(
         block = tt.MLPBlock([*hidden, dim], no_activation_last_layer=True, dropout=0.2)
         return tt.Encoder(inputs.select_by_tag(side), block, post=tt.L2Norm())
 
-    samplers = ["in-batch", tt.UniformSampler(512)]
+    samplers = ["in-batch", *([tt.UniformSampler(uniform)] if uniform else [])]
     model = tt.TwoTowerModelV2(
         tower(Tags.USER), tower(Tags.ITEM), schema=schema, logits_temperature=0.1, negative_samplers=samplers
     )
@@ -152,10 +158,10 @@ def ml_1m(folder: Path, out: Path) -> str:
                              slices=slices)  # fmt: skip
     check = tt.Evaluator(other, candidates=encoded, seen=past, user="raw", item="item_id", metrics="recall_at_20")
     done = [evaluator(Popularity(tt.Dataset(learn), "user_id", "item_id", tt.Dataset(films)), name="popularity")]
-    for name, (columns, hidden) in ML_1M.items():
-        place = out / "ml-1m" / name.replace(" ", "")
+    for name, (columns, hidden, uniform) in ML_1M.items():
+        place = out / "ml-1m" / name.replace(", ", "-").replace(" ", "")
         if not (place / "evaluation.json").exists():
-            model = build(data.schema, columns, hidden, dim=64, seed=0)
+            model = build(data.schema, columns, hidden, dim=64, seed=0, uniform=uniform)
             epochs = fit(model, data, encoded, check, "recall_at_20", seed=0)
             evaluator(tt.Retriever(model, preprocessor, films), name=f"{name} ({epochs} epochs)").save(place)
         done.append(tt.Evaluation.load(place))
