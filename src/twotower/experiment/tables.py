@@ -71,7 +71,8 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
     rows = read_interactions(config, data.interactions, "data.interactions")
     users = None if data.users is None else _owners(config, data.users, data.user, "data.users")
     items = None if data.items is None else _owners(config, data.items, data.item, "data.items")
-    notes = []
+    _check_users(config, rows, users)
+    notes: list[str] = []
     if items is not None:
         listed = rows.join(items.select(data.item), on=data.item, how="semi", maintain_order="left")
         if len(listed) < len(rows):
@@ -145,7 +146,7 @@ def _raw_columns(config: Config) -> set[str]:
 
 def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.DataFrame:
     """A table with one row for each id; a user's with what is read of it alone, an item's whole, for display."""
-    table = Dataset(list(paths)).to_polars()
+    data, table = config.data, Dataset(list(paths)).to_polars()
     if owner not in table.columns:
         raise ValueError(
             f"{key}: {unknown('column', owner, table.columns)} It must hold the ids under the name that the interactions have."
@@ -156,8 +157,25 @@ def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.
             f"{key}: expected one row for each {owner!r}, but {repeats:,} of {len(table):,} rows repeat an id, and "
             f"{table[owner].null_count():,} have none. Keep the row of each that counts."
         )
+    foreign = [n for n in (data.user, data.item, data.time) if n != owner and n in table.columns]
+    if foreign:
+        raise ValueError(
+            f"{key}: {', '.join(paths)} holds the column {foreign[0]!r}, which in data.interactions says whose event it is, of "
+            f"what or when; expected one row for each {owner!r} with what is always true of it. Rename the column in {key}, or "
+            "leave it out."
+        )
     wanted = {owner, *_raw_columns(config), *config.evaluation.slices}
     return table if key == "data.items" else table.select([name for name in table.columns if name in wanted])
+
+
+def _check_users(config: Config, rows: pl.DataFrame, users: pl.DataFrame | None) -> None:
+    """A column of the event and one of the user may differ in meaning, so that neither may take the other's place."""
+    both = [] if users is None else [n for n in users.columns if n in rows.columns and n != config.data.user]
+    if both:
+        raise ValueError(
+            f"data.users: the column {both[0]!r} is read, but stands both in data.users and in data.interactions. Rename it in "
+            "one of them, or leave it out there."
+        )
 
 
 def _split(config: Config, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:
