@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from twotower.config.config import Config
+from twotower.experiment.recommending import _ids
 from twotower.experiment.tables import read_tables
 
 ROWS = 300
@@ -51,3 +52,10 @@ def test_no_table_takes_the_place_of_the_event(tmp_path: Path, table: str, colum
     config = config_of(tmp_path, town, interactions=events(town=["a"] * ROWS), **{table: own})
     with pytest.raises(ValueError, match=said):
         read_tables(config)
+
+
+def test_an_id_that_cannot_be_one_of_the_data_is_nobodys() -> None:
+    whole = _ids([3, "4", "5.0", 6.0, "abc", "7.5", None, float("nan"), 2**70], pl.Int32())
+    assert whole.to_list() == [3, 4, 5, 6, None, None, None, None, None]
+    assert _ids([3, 4.0, None], pl.String()).to_list() == ["3", "4", None]
+    assert _ids(["3", 4], pl.Float64()).to_list() == [3.0, 4.0]
