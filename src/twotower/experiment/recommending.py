@@ -96,8 +96,8 @@ class Desk:
         extra = [name for name in query if name not in self.needed]
         if extra:
             raise ValueError(
-                f"this query holds {', '.join(extra)}, which the model does not read; it needs {', '.join(self.needed)} and no more. "
-                "Correct the name, or leave it out."
+                f"this query holds {', '.join(extra)}, which the model does not read; it needs {', '.join(self.needed)} "
+                "and no more. Correct the name, or leave it out."
             )
         missing = [name for name in self.needed if name not in query]
         if missing:

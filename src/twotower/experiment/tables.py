@@ -9,6 +9,7 @@ from twotower.config.config import Config
 from twotower.config.sections import Positive
 from twotower.data.columns import Column
 from twotower.data.dataset import Dataset
+from twotower.data.inference import ids_of_one_type
 from twotower.data.splits import Parts, k_core, leave_last_out, split_at_random, split_by_time, split_by_user
 from twotower.errors import unknown
 from twotower.files import PathLike, folder_written_aside
@@ -68,12 +69,21 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
         ValueError: a file or column that is not there, ids that are missing or repeat, or parts that would be empty.
     """
     data = config.data
+    if config.history is not None and config.split_kind == "random":
+        # what is known before a part is all of training, which here has events from after the part's
+        raise ValueError(
+            "history with split.kind 'random': a history at test time would hold what the user did later. Choose split.kind 'time', "
+            "'last' or 'user', or leave out history."
+        )
     notes: list[str] = []
     rows = read_interactions(config, data.interactions, "data.interactions", notes)
     users = None if data.users is None else _owners(config, data.users, data.user, "data.users")
     items = None if data.items is None else _owners(config, data.items, data.item, "data.items")
     _check_users(config, rows, users)
+    if users is not None:
+        rows, users = _one_type(data.user, rows, users, "data.users")
     if items is not None:
+        rows, items = _one_type(data.item, rows, items, "data.items")
         listed = rows.join(items.select(data.item), on=data.item, how="semi", maintain_order="left")
         if len(listed) < len(rows):
             notes.append(
@@ -205,6 +215,14 @@ def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.
         )
     wanted = {owner, *_raw_columns(config), *config.evaluation.slices}
     return table if key == "data.items" else table.select([name for name in table.columns if name in wanted])
+
+
+def _one_type(
+    name: str, rows: pl.DataFrame, owners: pl.DataFrame, key: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Interactions and their owners' table with ids of one type."""
+    ours, theirs = ids_of_one_type({"data.interactions": rows[name], key: owners[name]})
+    return rows.with_columns(ours), owners.with_columns(theirs)
 
 
 def _check_users(config: Config, rows: pl.DataFrame, users: pl.DataFrame | None) -> None:
