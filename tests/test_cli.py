@@ -240,8 +240,15 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     query = json.dumps({name: asked[name] for name in desk.needed})
     assert json.loads(call("recommend", run, "--query", query, "-k", 4, "--json"))[0]["what"] == told[0]["what"]
     assert "this one lacks" in call("recommend", run, "--query", "{}", code=2)
+    extra = json.dumps({name: asked[name] for name in desk.needed} | {"twon": "o1"})
+    assert "this query holds twon, which the model does not read" in call("recommend", run, "--query", extra, code=2)
     assert "is no JSON" in call("recommend", run, "--query", "{", code=2)
     assert "nothing is known of 1 of 1 users, such as who '999'" in call("recommend", run, "--user", 999, code=2)
+    assert "such as who 'abc'" in call("recommend", run, "--user", "abc", code=2)
+    assert desk.look_up([7.0]).queries.equals(desk.look_up([7]).queries)
+    for nobody in (None, 7.5, "7.5"):
+        with pytest.raises(ValueError, match="nothing is known of 1 of 2 users"):
+            desk.look_up([7, nobody])
     assert "say for whom" in call("recommend", run, code=2)
     pl.DataFrame({"who": [7, 8, 59]}).write_parquet(tmp_path / "people.parquet")
     many = ["--users-file", tmp_path / "people.parquet", "--out", tmp_path / "lists.parquet", "-k", 4]

@@ -39,6 +39,7 @@ def _known_metrics(names: tuple[str, ...]) -> tuple[str, ...]:
 Several = Annotated[tuple[T, ...], BeforeValidator(_as_tuple)]
 Paths = Annotated[tuple[str, ...], BeforeValidator(_one_or_several), Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -55,7 +56,7 @@ class Positive(Section):
     at_least: float | None = Field(None, description="Keep rows whose value is this or more, such as 4 stars.")
     at_most: float | None = Field(None, description="Keep rows whose value is this or less.")
     one_of: Annotated[
-        Several[str | int | bool], Field(description="Keep rows with one of these values, such as [purchase].")
+        Several[str | int | float | bool], Field(description="Keep rows with one of these values, such as [purchase].")
     ] = ()
 
     @model_validator(mode="after")
@@ -145,7 +146,7 @@ class Split(Section):
         1,
         description="Of kind 'last': how many last rows of each user are the test, and as many before them the validation.",
     )
-    seed: int = Field(0, description="Of the kinds that draw rows.")
+    seed: Seed = Field(0, description="Of the kinds that draw rows.")
 
     @model_validator(mode="after")
     def _shares(self) -> "Split":
@@ -230,7 +231,7 @@ class Training(Section):
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The largest norm of a step's gradient."
     )
-    seed: int = Field(0, description="Of the weights and of the order of the rows.")
+    seed: Seed = Field(0, description="Of the weights and of the order of the rows.")
     stop_early: StopEarly | None = Field(StopEarly(), description="null trains all epochs and keeps the last weights.")
     refit: bool = Field(
         True,
@@ -273,7 +274,7 @@ class Evaluation(Section):
     )
     recent_days: Annotated[float, Field(gt=0)] = Field(14.0, description="The window of recent_popularity.")
     confidence: Share = Field(0.95, description="Of the intervals.")
-    seed: int = Field(0, description="Of the resampling that the intervals come from.")
+    seed: Seed = Field(0, description="Of the resampling that the intervals come from.")
 
 
 class Search(Section):
@@ -308,7 +309,7 @@ class Tune(Section):
     prune: bool = Field(
         True, description="Break off a trial that at some epoch is below the median of the trials before."
     )
-    seed: int = Field(0, description="Of the search.")
+    seed: Seed = Field(0, description="Of the search.")
     space: dict[str, Search] = Field(
         {
             "training.learning_rate": Search(low=0.0005, high=0.01, log=True),

@@ -1,7 +1,7 @@
 """infer_columns: look at raw tables, propose how to read each column, and say why."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -102,6 +102,8 @@ def infer_columns(*tables: Source | object, user: str | None = None, item: str |
     names = list(dict.fromkeys(name for frame in frames for name in frame.columns))
     item = _named(item, names, ITEM_NAMES, "item")
     user = _named(user, names, USER_NAMES, "user") if user is not None or _usual(names, USER_NAMES) else None
+    for name in filter(None, (item, user)):
+        frames = _with_ids_of_one_type(frames, name)
     roles = _Roles(user, item, pl.concat([f[item].drop_nulls() for f in frames if item in f.columns]).unique())
     columns: dict[str, Column] = {}
     rows = []
@@ -125,6 +127,46 @@ def infer_columns(*tables: Source | object, user: str | None = None, item: str |
         )
     kinds = {"nulls": pl.Float64, "distinct": pl.Int64, "read_as": pl.String}
     return Inferred(columns, pl.DataFrame(rows, schema_overrides=kinds))
+
+
+def ids_of_one_type(columns: Mapping[str, pl.Series]) -> list[pl.Series]:
+    """One id column of several tables, as one type, by which they can be joined.
+
+    Args:
+        columns: the column of each table, by what the table is called.
+
+    Raises:
+        ValueError: numbers and texts, or numbers that are not whole.
+    """
+    held = list(columns.values())
+    if len({ids.dtype for ids in held}) <= 1:
+        return held
+    kind = pl.Int64() if all(ids.dtype.is_numeric() for ids in held) else pl.String()
+    made = [id_as(ids, kind) for ids in held]
+    found = [ids for ids in made if ids is not None]
+    if len(found) < len(held):
+        types = ", ".join(f"{ids.dtype} in {table}" for table, ids in columns.items())
+        raise ValueError(
+            f"the ids {held[0].name!r} are {types}; expected one type, or whole numbers. Cast the column in one of the tables."
+        )
+    return found
+
+
+def id_as(ids: pl.Series, kind: pl.DataType) -> pl.Series | None:
+    """Ids as another type; None where that would change one, or where one is a number and the other a text."""
+    texts = (pl.String, pl.Categorical, pl.Enum)
+    if ids.dtype == kind:
+        return ids
+    if not (ids.dtype.is_numeric() and kind.is_numeric()) and not (ids.dtype in texts and kind in texts):
+        return None
+    made = ids.cast(kind, strict=False)
+    return made if made.cast(ids.dtype, strict=False).eq_missing(ids).all() else None
+
+
+def _with_ids_of_one_type(frames: list[pl.DataFrame], name: str) -> list[pl.DataFrame]:
+    own = {f"table {number}": frame[name] for number, frame in enumerate(frames, 1) if name in frame.columns}
+    made = iter(ids_of_one_type(own))
+    return [frame.with_columns(next(made)) if name in frame.columns else frame for frame in frames]
 
 
 def _joined(frames: Sequence[pl.DataFrame]) -> pl.Series:

@@ -8,6 +8,7 @@ from twotower import baselines as rivals
 from twotower.baselines import Baseline
 from twotower.config.config import Config
 from twotower.data.dataset import Dataset
+from twotower.data.inference import id_as
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.times import seconds
 from twotower.encoder import embed
@@ -48,9 +49,11 @@ def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame
         part: "validation", "test", or the name of later rows.
         data: the part's positives.
     """
-    known = tables.before(part)
-    rows = queries(config, data, known, tables.users)
-    asked = config.evaluation
+    known, asked = tables.before(part), config.evaluation
+    rows = queries(config, _like_training(config, tables.train, part, data), known, tables.users)
+    event = _free(rows, "event")
+    if asked.query == "event":
+        rows = rows.with_row_index(event)  # events may be equal in all that the tables say, or lack some of it
     return Evaluator(
         rows,
         candidates=tables.items,
@@ -58,7 +61,7 @@ def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame
         train=known if config.training.refit and part != "validation" else tables.train,
         user=config.data.user,
         item=config.data.item,
-        query=config.data.user if asked.query == "user" else _keys(config, rows),
+        query=config.data.user if asked.query == "user" else [event, config.data.user],
         metrics=asked.metrics,
         slices=asked.slices,
         confidence=asked.confidence,
@@ -78,10 +81,24 @@ def measure_baselines(
     return found
 
 
-def _keys(config: Config, rows: pl.DataFrame) -> list[str]:
-    """Every event is a query: all that may differ from row to row tells them apart."""
-    lists = [name for name, kind in rows.schema.items() if kind.is_nested()]
-    return [config.data.user, *(n for n in rows.columns if n not in (config.data.user, config.data.item, *lists))]
+def _like_training(config: Config, train: pl.DataFrame, part: str, data: pl.DataFrame) -> pl.DataFrame:
+    """The part with ids of the types that training had; later rows may come from another writer."""
+    for name in (config.data.user, config.data.item):
+        made = id_as(data[name], train.schema[name])
+        if made is None:
+            raise ValueError(
+                f"the ids {name!r} are {data.schema[name]} in the {part} rows, and {train.schema[name]} in the run's training rows, "
+                "and cannot be that without loss. Cast the column of those rows."
+            )
+        data = data.with_columns(made)
+    return data
+
+
+def _free(rows: pl.DataFrame, name: str) -> str:
+    """A name that no column has."""
+    while name in rows.columns:
+        name += "_"
+    return name
 
 
 def _simple(kind: Callable[..., Baseline]) -> Callable[[Config, pl.DataFrame, pl.DataFrame], Baseline]:

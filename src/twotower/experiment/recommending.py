@@ -49,14 +49,14 @@ class Desk:
             ValueError: nothing is known of a user.
         """
         user, time = self.config.data.user, self.config.data.time
-        kind = self.rows.schema[user]
-        asked = pl.DataFrame({user: pl.Series([str(u) for u in users]).cast(kind, strict=False)})
+        asked = pl.DataFrame({user: _ids(users, self.rows.schema[user])})
         rows = self.rows if time is None else self.rows.sort(time, maintain_order=True)
         last = rows.join(asked.unique(), on=user, how="semi").unique(user, keep="last")
         found = with_users(self.config, asked.join(last, on=user, how="left", maintain_order="left"), self.tables.users)
         known = asked[user].is_in(self.rows[user].implode())
         if self.tables.users is not None:
             known = known | asked[user].is_in(self.tables.users[user].implode())
+        known = known.fill_null(False)  # an id that the data's type cannot hold is nobody's
         if not known.all():
             missing = [u for u, k in zip(users, known.to_list(), strict=True) if not k]
             raise ValueError(
@@ -93,6 +93,12 @@ class Desk:
 
     def answer(self, query: Mapping[str, object], k: int = 10, seen: bool | None = None) -> pl.DataFrame:
         """The best k items for a raw query of your own; what its history holds has been seen."""
+        extra = [name for name in query if name not in self.needed]
+        if extra:
+            raise ValueError(
+                f"this query holds {', '.join(extra)}, which the model does not read; it needs {', '.join(self.needed)} "
+                "and no more. Correct the name, or leave it out."
+            )
         missing = [name for name in self.needed if name not in query]
         if missing:
             raise ValueError(f"a query needs {', '.join(self.needed)}; this one lacks {', '.join(missing)}.")
@@ -104,3 +110,12 @@ class Desk:
     def _hidden(self, known: Known, seen: bool | None) -> list[list[Any]] | None:
         again = not self.config.evaluation.remove_seen if seen is None else seen
         return None if again else known.seen
+
+
+def _ids(users: Sequence[object], kind: pl.DataType) -> pl.Series:
+    """Ids as the data's type, from the command line or a table; null where one cannot be that."""
+    plain = [int(u) if isinstance(u, float) and u.is_integer() and not kind.is_float() else u for u in users]
+    texts = pl.Series([None if u is None else str(u) for u in plain], dtype=pl.String)
+    if kind.is_integer():
+        texts = texts.str.replace(r"^(-?\d+)\.0+$", "$1")  # a column with holes may have made floats of whole numbers
+    return texts.cast(kind, strict=False)

@@ -35,11 +35,10 @@ def queries(config: Config, part: pl.DataFrame, known: pl.DataFrame, users: pl.D
 
 
 def with_users(config: Config, rows: pl.DataFrame, users: pl.DataFrame | None) -> pl.DataFrame:
-    """The users' columns beside the rows; those that both have come from the users' table."""
+    """The users' columns beside the rows; but for the id no column is in both, which `read_tables` has seen to."""
     if users is None:
         return rows
-    mine = [name for name in users.columns if name in rows.columns and name != config.data.user]
-    return rows.drop(mine).join(users, on=config.data.user, how="left", maintain_order="left")
+    return rows.join(users, on=config.data.user, how="left", maintain_order="left")
 
 
 def with_latest_history(config: Config, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:

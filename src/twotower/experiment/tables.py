@@ -9,6 +9,7 @@ from twotower.config.config import Config
 from twotower.config.sections import Positive
 from twotower.data.columns import Column
 from twotower.data.dataset import Dataset
+from twotower.data.inference import ids_of_one_type
 from twotower.data.splits import Parts, k_core, leave_last_out, split_at_random, split_by_time, split_by_user
 from twotower.errors import unknown
 from twotower.files import PathLike, folder_written_aside
@@ -68,11 +69,21 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
         ValueError: a file or column that is not there, ids that are missing or repeat, or parts that would be empty.
     """
     data = config.data
-    rows = read_interactions(config, data.interactions, "data.interactions")
+    if config.history is not None and config.split_kind == "random":
+        # what is known before a part is all of training, which here has events from after the part's
+        raise ValueError(
+            "history with split.kind 'random': a history at test time would hold what the user did later. Choose split.kind 'time', "
+            "'last' or 'user', or leave out history."
+        )
+    notes: list[str] = []
+    rows = read_interactions(config, data.interactions, "data.interactions", notes)
     users = None if data.users is None else _owners(config, data.users, data.user, "data.users")
     items = None if data.items is None else _owners(config, data.items, data.item, "data.items")
-    notes = []
+    _check_users(config, rows, users)
+    if users is not None:
+        rows, users = _one_type(data.user, rows, users, "data.users")
     if items is not None:
+        rows, items = _one_type(data.item, rows, items, "data.items")
         listed = rows.join(items.select(data.item), on=data.item, how="semi", maintain_order="left")
         if len(listed) < len(rows):
             notes.append(
@@ -86,7 +97,11 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
             )
         rows = listed
     if data.k_core is not None:
-        rows = k_core(rows, user=data.user, item=data.item, k=data.k_core)
+        before, rows = rows, k_core(rows, user=data.user, item=data.item, k=data.k_core)
+        if len(rows) < len(before):
+            kept = [f"{len(rows):,} of {len(before):,} rows"]
+            kept += [f"{rows[n].n_unique():,} of {before[n].n_unique():,} {n!r}" for n in (data.user, data.item)]
+            notes.append(f"data.k_core: {data.k_core} keeps {', '.join(kept)}; the figures are of these alone.")
     train, validation, test = _split(config, rows)
     if items is None:
         items = _latest(config, train)
@@ -94,8 +109,8 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
     return Tables(train, validation, test, items, users), notes
 
 
-def read_interactions(config: Config, paths: tuple[str, ...], key: str) -> pl.DataFrame:
-    """The positive rows of some files, with the columns that are needed."""
+def read_interactions(config: Config, paths: tuple[str, ...], key: str, notes: list[str] | None = None) -> pl.DataFrame:
+    """The positive rows of some files, with the columns that are needed; what was left out is added to the notes."""
     data, dataset = config.data, Dataset(list(paths))
     ids = {"data.user": data.user, "data.item": data.item, "data.time": data.time}
     if data.positive is not None:
@@ -107,13 +122,9 @@ def read_interactions(config: Config, paths: tuple[str, ...], key: str) -> pl.Da
     rows = dataset.select(wanted).to_polars()
     if not len(rows):
         raise ValueError(f"{key}: {', '.join(paths)} has no rows.")
-    kept = rows if data.positive is None else rows.filter(_is_positive(data.positive, rows))
-    if not len(kept):
-        raise ValueError(
-            f"data.positive keeps none of the {len(rows):,} rows of {key}. Look at the values of {ids['data.positive.column']!r}."
-        )
+    kept = rows if data.positive is None else _positives(data.positive, rows, key, [] if notes is None else notes)
     for name in ("data.user", "data.item", "data.time"):
-        missing = 0 if ids[name] is None else kept[str(ids[name])].null_count()
+        missing = 0 if ids[name] is None else _missing(kept[str(ids[name])])
         if missing:
             raise ValueError(
                 f"{name}: {missing:,} of {len(kept):,} rows of {key} have no {ids[name]!r}. Leave them out, or fill them."
@@ -121,21 +132,60 @@ def read_interactions(config: Config, paths: tuple[str, ...], key: str) -> pl.Da
     return kept
 
 
-def _is_positive(rule: Positive, rows: pl.DataFrame) -> pl.Expr:
-    column, kept = pl.col(rule.column), pl.lit(True)
-    if not rows.schema[rule.column].is_numeric() and (rule.at_least is not None or rule.at_most is not None):
+def _missing(values: pl.Series) -> int:
+    """How many are null, or NaN, which is how tables of floats say the same."""
+    return values.null_count() + (int(values.is_nan().sum()) if values.dtype.is_float() else 0)
+
+
+def _positives(rule: Positive, rows: pl.DataFrame, key: str, notes: list[str]) -> pl.DataFrame:
+    """The rows that the rule keeps, and a note of the others."""
+    values = rows[rule.column]
+    if not values.dtype.is_numeric() and (rule.at_least is not None or rule.at_most is not None):
         raise ValueError(
-            f"data.positive: {rule.column!r} holds {rows.schema[rule.column]}, which at_least and at_most cannot be compared with."
+            f"data.positive: {rule.column!r} holds {values.dtype}, which at_least and at_most cannot be compared with."
         )
+    nowhere = [v for v in rule.one_of if not rows.select(_is_value(v, values).any()).item()]
+    absent = f" Of one_of {', '.join(map(repr, nowhere))} occur nowhere." if nowhere else ""
+    kept = rows.filter(_is_positive(rule, values))
+    if not len(kept):
+        some = ", ".join(repr(v) for v in values.drop_nulls().unique(maintain_order=True).head(5).to_list())
+        raise ValueError(
+            f"data.positive keeps none of the {len(rows):,} rows of {key}.{absent} {rule.column!r} holds {values.dtype}, such as "
+            f"{some or 'nothing but nulls'}."
+        )
+    if len(kept) < len(rows) or nowhere:
+        holes = _missing(values)
+        notes.append(
+            f"data.positive keeps {len(kept):,} of {len(rows):,} rows of {key}; it refuses {len(rows) - len(kept) - holes:,}, and "
+            f"{holes:,} have no {rule.column!r}, which counts as refused.{absent}"
+        )
+    return kept
+
+
+def _is_positive(rule: Positive, values: pl.Series) -> pl.Expr:
+    column, kept = pl.col(rule.column), pl.lit(True)
+    if values.dtype.is_float():
+        column = column.fill_nan(None)  # NaN is larger than every number in Polars
     if rule.at_least is not None:
         kept = kept & (column >= rule.at_least)
     if rule.at_most is not None:
         kept = kept & (column <= rule.at_most)
     if rule.one_of:
-        kept = kept & column.cast(pl.String).is_in(
-            [str(v).lower() if isinstance(v, bool) else str(v) for v in rule.one_of]
-        )
+        kept = kept & pl.any_horizontal([_is_value(v, values) for v in rule.one_of])
     return kept.fill_null(False)
+
+
+def _is_value(value: str | int | float | bool, values: pl.Series) -> pl.Expr:
+    """Whether rows hold a value of the config: numbers are compared as numbers, so that 5 finds 5.0, and others as texts."""
+    column = pl.col(values.name)
+    if not values.dtype.is_numeric():
+        return column.cast(pl.String) == (str(value).lower() if isinstance(value, bool) else str(value))
+    if isinstance(value, bool):
+        return pl.lit(False)
+    try:
+        return column == (float(value) if isinstance(value, str) else value)
+    except ValueError:
+        return pl.lit(False)
 
 
 def _raw_columns(config: Config) -> set[str]:
@@ -145,19 +195,44 @@ def _raw_columns(config: Config) -> set[str]:
 
 def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.DataFrame:
     """A table with one row for each id; a user's with what is read of it alone, an item's whole, for display."""
-    table = Dataset(list(paths)).to_polars()
+    data, table = config.data, Dataset(list(paths)).to_polars()
     if owner not in table.columns:
         raise ValueError(
             f"{key}: {unknown('column', owner, table.columns)} It must hold the ids under the name that the interactions have."
         )
-    repeats = len(table) - table[owner].n_unique()
-    if repeats or table[owner].null_count():
+    repeats, missing = len(table) - table[owner].n_unique(), _missing(table[owner])
+    if repeats or missing:
         raise ValueError(
             f"{key}: expected one row for each {owner!r}, but {repeats:,} of {len(table):,} rows repeat an id, and "
-            f"{table[owner].null_count():,} have none. Keep the row of each that counts."
+            f"{missing:,} have none. Keep the row of each that counts."
+        )
+    foreign = [n for n in (data.user, data.item, data.time) if n != owner and n in table.columns]
+    if foreign:
+        raise ValueError(
+            f"{key}: {', '.join(paths)} holds the column {foreign[0]!r}, which in data.interactions says whose event it is, of "
+            f"what or when; expected one row for each {owner!r} with what is always true of it. Rename the column in {key}, or "
+            "leave it out."
         )
     wanted = {owner, *_raw_columns(config), *config.evaluation.slices}
     return table if key == "data.items" else table.select([name for name in table.columns if name in wanted])
+
+
+def _one_type(
+    name: str, rows: pl.DataFrame, owners: pl.DataFrame, key: str
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Interactions and their owners' table with ids of one type."""
+    ours, theirs = ids_of_one_type({"data.interactions": rows[name], key: owners[name]})
+    return rows.with_columns(ours), owners.with_columns(theirs)
+
+
+def _check_users(config: Config, rows: pl.DataFrame, users: pl.DataFrame | None) -> None:
+    """A column of the event and one of the user may differ in meaning, so that neither may take the other's place."""
+    both = [] if users is None else [n for n in users.columns if n in rows.columns and n != config.data.user]
+    if both:
+        raise ValueError(
+            f"data.users: the column {both[0]!r} is read, but stands both in data.users and in data.interactions. Rename it in "
+            "one of them, or leave it out there."
+        )
 
 
 def _split(config: Config, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFrame]:

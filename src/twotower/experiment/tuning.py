@@ -80,6 +80,7 @@ def tune(
         import optuna
     except ImportError as error:
         raise ValueError("tune needs Optuna: pip install 'twotower[tune]'.") from error
+    _check_space(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     run = open_folder(config, text or config.to_yaml(), folder, resume=resume, overwrite=overwrite)
     with run.noting():
@@ -93,6 +94,28 @@ def tune(
             _write(run, study)
     best = _best(study)
     return Found(run.config.with_changes(_drawn(best)), float(best.value or 0.0), _write(run, study))
+
+
+def _check_space(config: Config) -> None:
+    """Try each end and choice, the other keys at their first, before the tables are read: every such draw may come."""
+    ends = {
+        key: list(search.choices) or [_number(search, search.low), _number(search, search.high)]
+        for key, search in config.tune.space.items()
+    }
+    first = {key: values[0] for key, values in ends.items()}
+    for key, values in ends.items():
+        for value in values:
+            drawn = first | {key: value}
+            try:
+                config.with_changes(drawn)
+            except ValueError as error:
+                given = ", ".join(f"{k}={v!r}" for k, v in drawn.items())
+                raise ValueError(f"tune.space: {given} may be drawn, but is no config: {error}") from error
+
+
+def _number(search: Search, end: float | int | None) -> float | int | None:
+    """An end as it would be drawn: whole where both are."""
+    return end if isinstance(search.low, int) and isinstance(search.high, int) else float(end or 0)
 
 
 def _study(run: Run) -> "optuna.Study":
