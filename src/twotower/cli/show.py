@@ -100,7 +100,9 @@ def show_items(found: pl.DataFrame, title: str) -> None:
     shown = found.columns[: 2 + (4 if console.width < 100 else 7)]
     table = new_table(title)
     for name in shown:
-        table.add_column(name, justify="right" if name in ("rank", "score") else "left", max_width=60)
+        table.add_column(
+            Text(name), justify="right" if name in ("rank", "score") else "left", max_width=60
+        )  # no markup
     for row in found.select(shown).iter_rows(named=True):
         table.add_row(*(Text(_value(name, value), overflow="ellipsis", no_wrap=True) for name, value in row.items()))
     console.print(table)

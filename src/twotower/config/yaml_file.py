@@ -60,7 +60,10 @@ def read_yaml(path: PathLike) -> tuple[dict[str, Any], Lines]:
 
 def read_value(text: str) -> Any:
     """One value as it would stand in the file, for `--set key=value`."""
-    return yaml.load(text, Loader=Reader)
+    try:
+        return yaml.load(text, Loader=Reader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set: {text!r} is no YAML value: {' '.join(str(error).split())}") from error
 
 
 def write_yaml(data: Any) -> str:

@@ -1,5 +1,7 @@
 """train_run and evaluate_run: from a config to a run folder, and what a run is worth."""
 
+import hashlib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -98,7 +100,7 @@ def evaluate_run(
     """
     if on not in ("validation", "test"):
         raise ValueError(f"on={on!r}: choose 'validation' or 'test', or give data=<Parquet>.")
-    part = on if data is None else Path(data).stem
+    part = on if data is None else _name_of(data)
     held = run.evaluations(part)
     if held and data is not None and not overwrite:
         raise ValueError(
@@ -256,3 +258,9 @@ def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFr
         return tables.validation if on == "validation" else tables.test
     rows = read_interactions(run.config, (str(data),), str(data))
     return rows.select(n for n in rows.columns if n in tables.train.columns)
+
+
+def _name_of(data: PathLike) -> str:
+    """Where the evaluation on a file is kept: never the run's own parts, and another place for another path."""
+    path = Path(data).resolve()
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.stem)}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
