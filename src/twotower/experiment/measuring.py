@@ -87,8 +87,8 @@ def _like_training(config: Config, train: pl.DataFrame, part: str, data: pl.Data
         made = id_as(data[name], train.schema[name])
         if made is None:
             raise ValueError(
-                f"the ids {name!r} are {data.schema[name]} in the {part} rows, and {train.schema[name]} in the run's training rows, "
-                "and cannot be that without loss. Cast the column of those rows."
+                f"the ids {name!r} are {data.schema[name]} in the {part} rows, and {train.schema[name]} in the run's training "
+                "rows, and cannot be that without loss. Cast the column of those rows."
             )
         data = data.with_columns(made)
     return data

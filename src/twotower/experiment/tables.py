@@ -72,8 +72,8 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
     if config.history is not None and config.split_kind == "random":
         # what is known before a part is all of training, which here has events from after the part's
         raise ValueError(
-            "history with split.kind 'random': a history at test time would hold what the user did later. Choose split.kind 'time', "
-            "'last' or 'user', or leave out history."
+            "history with split.kind 'random': a history at test time would hold what the user did later. Choose split.kind "
+            "'time', 'last' or 'user', or leave out history."
         )
     notes: list[str] = []
     rows = read_interactions(config, data.interactions, "data.interactions", notes)
@@ -217,9 +217,7 @@ def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.
     return table if key == "data.items" else table.select([name for name in table.columns if name in wanted])
 
 
-def _one_type(
-    name: str, rows: pl.DataFrame, owners: pl.DataFrame, key: str
-) -> tuple[pl.DataFrame, pl.DataFrame]:
+def _one_type(name: str, rows: pl.DataFrame, owners: pl.DataFrame, key: str) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Interactions and their owners' table with ids of one type."""
     ours, theirs = ids_of_one_type({"data.interactions": rows[name], key: owners[name]})
     return rows.with_columns(ours), owners.with_columns(theirs)
