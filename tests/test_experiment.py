@@ -8,8 +8,11 @@ import polars as pl
 import pytest
 
 from twotower.config.config import Config
+from twotower.data.inference import infer_columns
+from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
 from twotower.experiment.tables import read_interactions, read_tables
+from twotower.experiment.tuning import tune
 
 ROWS = 300
 
@@ -120,3 +123,68 @@ def test_nan_is_no_id(tmp_path: Path) -> None:
 def test_seeds_are_not_below_zero(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match=f"{key}: got -1"):
         config_of(tmp_path, {key: -1})
+
+
+def test_a_history_needs_a_split_in_time(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"history": {"length": 3}, "split.kind": "random"})
+    with pytest.raises(ValueError, match="history with split.kind 'random'"):
+        read_tables(config)
+    assert len(read_tables(config.with_changes({"split.kind": "user"}))[0].test)
+
+
+@pytest.mark.parametrize("kind", [pl.Int32, pl.UInt64, pl.Float64])
+def test_whole_ids_of_other_types_are_joined(tmp_path: Path, kind: type[pl.DataType]) -> None:
+    items = pl.DataFrame({"what": range(15)}).with_columns(pl.col("what").cast(kind))
+    users = pl.DataFrame({"who": range(20)}).with_columns(pl.col("who").cast(kind))
+    tables, notes = read_tables(config_of(tmp_path, items=items, users=users))
+    assert notes == []
+    assert tables.items.schema["what"] == tables.train.schema["what"] == pl.Int64
+    found = infer_columns(events(), items, users, user="who", item="what")
+    assert set(found.columns) >= {"who", "what"}
+    later = events().head(9).with_columns(pl.col("who", "what").cast(kind))
+    config = config_of(tmp_path)
+    assert make_evaluator(config, read_tables(config)[0], "later", later).queries.users("who").dtype == pl.Int64
+
+
+@pytest.mark.parametrize("made", [pl.col("what").cast(pl.String), pl.col("what") + 0.5])
+def test_ids_that_cannot_be_the_same_are_named(tmp_path: Path, made: pl.Expr) -> None:
+    items = pl.DataFrame({"what": range(15)}).with_columns(made)
+    said = f"the ids 'what' are Int64 in data.interactions, {items.schema['what']} in data.items; expected one type"
+    with pytest.raises(ValueError, match=said):
+        read_tables(config_of(tmp_path, items=items))
+    with pytest.raises(ValueError, match="the ids 'what' are Int64 in table 1, "):
+        infer_columns(events(), items, user="who", item="what")
+    config = config_of(tmp_path)
+    with pytest.raises(ValueError, match=r"in the later rows, and Int64 in the run's training rows"):
+        make_evaluator(config, read_tables(config)[0], "later", events().with_columns(made))
+
+
+def test_every_event_is_a_query_whatever_it_holds(tmp_path: Path) -> None:
+    table = events(event=[None, "tv", "web"] * (ROWS // 3), at=np.arange(ROWS) // 10)
+    twice = pl.concat([table, table])
+    changes = {"evaluation.query": "event", "columns.event": {"kind": "categorical", "tags": ["context"]}}
+    config = config_of(tmp_path, changes, interactions=twice)
+    tables, _ = read_tables(config)
+    evaluator = make_evaluator(config, tables, "test", tables.test)
+    assert len(evaluator.queries) == len(tables.test)
+    assert evaluator.queries.select(["who", "event"]).to_polars()["event"].null_count()
+    assert evaluator.keys == ("event_", "who")
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"model.dims": {"choices": [4]}}, "model.dims=4 may be drawn, but is no config: .*dims"),
+        ({"model.dim": {"low": -1, "high": 8}}, "model.dim=-1 may be drawn"),
+        ({"model.dropout": {"low": 0.5, "high": 2}}, "model.dropout=2.0 may be drawn"),
+        ({"model.loss": {"choices": ["softmax", "hard"]}}, "model.loss='hard' may be drawn"),
+    ],
+)
+def test_what_may_be_drawn_is_checked_before_the_tables_are_read(
+    tmp_path: Path, space: dict[str, Any], said: str
+) -> None:
+    pytest.importorskip("optuna")
+    config = config_of(tmp_path, {"tune.space": space})
+    with pytest.raises(ValueError, match=said):
+        tune(config, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
