@@ -189,7 +189,11 @@ def test_evaluate_on_the_test_and_on_later_rows(shop: Path, run: Path, tmp_path:
     later = tmp_path / "later.parquet"
     pl.DataFrame({"who": [3], "what": ["g03"], "at": [5000], "device": ["tv"]}).write_parquet(later)
     assert "1 queries" in call("evaluate", run, "--data", later)
-    assert re.search("has evaluations on 'later-[0-9a-f]{8}' already", call("evaluate", run, "--data", later, code=2)
+    assert re.search("has evaluations on 'later-[0-9a-f]{8}' already", call("evaluate", run, "--data", later, code=2))
+    own = tmp_path / "test.parquet"  # not the run's own test
+    later.rename(own)
+    assert "1 queries" in call("evaluate", run, "--data", own)
+    assert [e.queries for e in tt.Run(run).evaluations("test")] == [e.queries for e in found]
 
 
 def test_a_model_that_loses_to_popularity_is_told_so(shop: Path, tmp_path: Path) -> None:
