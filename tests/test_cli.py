@@ -1,7 +1,7 @@
 """The command, from the tables to recommendations, on a made-up shop whose answer is known: people stay with a taste."""
 
-import re
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
