@@ -22,7 +22,7 @@ def main() -> None:
     """Run a verb; what the user can mend is told without a traceback, with exit code 2."""
     try:
         app()
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         if isinstance(error, ImportError) and "pip install" not in str(
             error
         ):  # an extra that is missing names itself so

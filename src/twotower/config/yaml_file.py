@@ -51,6 +51,8 @@ def read_yaml(path: PathLike) -> tuple[dict[str, Any], Lines]:
         mark = error.problem_mark
         where = f"{file.name}:{mark.line + 1}" if mark is not None else file.name
         raise ValueError(f"{where}: this is no YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file.name}: this is no YAML: {error}.") from error
     finally:
         loader.dispose()  # type: ignore[no-untyped-call]
     if not isinstance(data, dict):
@@ -60,7 +62,10 @@ def read_yaml(path: PathLike) -> tuple[dict[str, Any], Lines]:
 
 def read_value(text: str) -> Any:
     """One value as it would stand in the file, for `--set key=value`."""
-    return yaml.load(text, Loader=Reader)
+    try:
+        return yaml.load(text, Loader=Reader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"got {text!r}, expected a value as in the config, such as 3, word or [64, 32].") from error
 
 
 def write_yaml(data: Any) -> str:
