@@ -353,6 +353,17 @@ def test_a_run_that_is_not_whole_is_not_asked(run: Path, tmp_path: Path) -> None
         assert "is not whole: its training was broken off" in call(verb[0], broken, *verb[1:], code=2)
 
 
+def test_runs_that_were_asked_otherwise_are_not_compared(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    text = (other / "resolved.yaml").read_text()
+    assert "query: user" in text
+    (other / "resolved.yaml").write_text(text.replace("query: user", "query: event"))
+    told = call("compare", run, other, code=2)
+    assert "were not asked the same on the test part" in told
+    assert "evaluation.query: 'user' against 'event'" in told
+
+
 def test_a_folder_is_known_by_its_marker(shop: Path, run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(run, other)

@@ -1,7 +1,6 @@
 """A first config from the tables themselves, with the reason for each column as a comment."""
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import polars as pl
 
 from twotower.config.columns import TAGS, options_of
 from twotower.config.config import Config
-from twotower.config.yaml_file import read_value, write_yaml
+from twotower.config.yaml_file import write_yaml
 from twotower.data.columns import KINDS, Column, Timestamp
 from twotower.data.inference import TIMES, Inferred, infer_columns
 from twotower.data.raw import RawTable
@@ -209,6 +208,4 @@ def _inline(value: Any) -> str:
         return "{" + ", ".join(f"{_inline(k)}: {_inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_inline, value)) + "]"
-    if isinstance(value, str) and read_value(value) != value:
-        return json.dumps(value, ensure_ascii=False)  # YAML 1.2 takes such a word as a number
-    return write_yaml(value).removesuffix("...\n").strip()
+    return write_yaml(value, width=1_000_000).removesuffix("...\n").strip()

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -229,7 +230,11 @@ def _read(config: Config, say: Say) -> tuple[Tables, list[str]]:
         raise ValueError(
             f"the items have columns named {', '.join(taken)}, as recommendations have: rename them in data.items, and in columns."
         )
-    make_evaluator(config, tables, "validation", tables.validation)  # metrics and slices that these tables do not allow
+    with warnings.catch_warnings():  # they come again in the run, which keeps them
+        warnings.simplefilter("ignore")
+        make_evaluator(
+            config, tables, "validation", tables.validation
+        )  # metrics and slices that these tables do not allow
     return tables, notes
 
 
