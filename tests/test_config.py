@@ -11,7 +11,7 @@ import twotower as tt
 from twotower.config.columns import declare, meanings, options_of
 from twotower.config.config import Config, changed
 from twotower.config.drafting import Given, draft, entry_of
-from twotower.config.yaml_file import read_value, read_yaml
+from twotower.config.yaml_file import read_value, read_yaml, write_yaml
 from twotower.data.columns import KINDS
 
 ROOT = Path(__file__).parents[1]
@@ -174,3 +174,8 @@ def test_a_draft_says_why_and_is_a_config(tmp_path: Path) -> None:
 def test_the_page_of_all_keys_is_up_to_date() -> None:
     made = runpy.run_path(str(ROOT / "docs" / "make_reference.py"))["config_page"]()
     assert (ROOT / "docs" / "config.md").read_text() == made, "run python docs/make_reference.py"
+
+
+def test_words_are_written_so_that_they_are_read_as_words() -> None:
+    for word in ("1e5", "1.5", "no", "true", "a b " * 100 + "c"):
+        assert read_value(write_yaml(word)) == word

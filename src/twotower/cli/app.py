@@ -22,9 +22,6 @@ def main() -> None:
     """Run a verb; what the user can mend is told without a traceback, with exit code 2."""
     try:
         app()
-    except KeyboardInterrupt:
-        told(RuntimeError("stopped. What `train` had done is kept: the same command goes on with --resume."))
-        sys.exit(130)
     except (ValueError, ImportError, OSError) as error:
         if isinstance(error, ImportError) and "pip install" not in str(
             error

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as L
 from lightning.pytorch.callbacks import Callback
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from twotower.cli.show import console, number
 from twotower.config.config import Config
@@ -31,7 +32,10 @@ def given(changes: Sequence[str]) -> dict[str, Any]:
         key, equals, value = change.partition("=")
         if not equals or not key:
             raise ValueError(f"--set {change}: expected key=value, such as training.epochs=3.")
-        found[key] = read_value(value)
+        try:
+            found[key] = read_value(value)
+        except ValueError as error:
+            raise ValueError(f"--set {key}: {error}") from error
     return found
 
 
@@ -42,7 +46,7 @@ def written(config: Path, loaded: Config, changes: Sequence[str]) -> str:
 
 def say(text: str) -> None:
     """A stage begins."""
-    console.print(f"[dim]·[/dim] {text}")
+    console.print(Text.assemble(("· ", "dim"), text))  # names of columns and files may look like markup
 
 
 class Epochs(Callback):
@@ -80,6 +84,19 @@ class Epochs(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No bar any more."""
         self.progress.update(self.task, visible=False)
+
+
+@contextmanager
+def stoppable(command: str) -> Iterator[None]:
+    """Ctrl-C leaves a word on how to go on, and exit code 130."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns the first into the second
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        console.print(Text(f"stopped; go on with: {command}"), soft_wrap=True)
+        raise SystemExit(130) from error
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """twotower init: look at the tables, and write a config that says why."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from twotower.cli.show import console
 
@@ -47,9 +49,11 @@ def init(
     with written_aside(out) as aside:
         aside.write_text(made.text, encoding="utf-8")
     for line in made.notes:
-        console.print(f"[dim]·[/dim] {line}")
-    console.print(f"The config is in [bold]{out}[/bold]. Read it, change what you know better. Next:")
-    console.print(f"  twotower train {out}", markup=False)
+        console.print(Text.assemble(("· ", "dim"), line))
+    console.print(
+        Text.assemble("The config is in ", (str(out), "bold"), ". Read it, change what you know better. Next:")
+    )
+    console.print(f"  twotower train {shlex.quote(str(out))}", markup=False)
 
 
 def _example(folder: Path, overwrite: bool, out: Path) -> list[Path]:

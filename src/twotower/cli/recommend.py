@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import polars as pl
 import typer
+from rich.text import Text
 
 from twotower.cli.evaluate import RunFolder
 from twotower.cli.show import as_json, console, show_items
@@ -39,7 +40,7 @@ def recommend(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best items, with their columns."""
-    from twotower.experiment.folder import Run
+    from twotower.experiment.folder import Run, check_writable
     from twotower.experiment.recommending import Desk
 
     if sum(given is not None for given in (user, query, users_file)) != 1:
@@ -48,7 +49,11 @@ def recommend(
         raise ValueError("--users-file and --out go together: whose lists, and where to write them.")
     if out is not None and out.exists() and not overwrite:
         raise ValueError(f"{out} is there already. Give --overwrite, or another --out.")
-    desk = Desk(Run(run))
+    opened = Run(run)
+    opened.check_complete()
+    if out is not None:
+        check_writable(out)
+    desk = Desk(opened)
     if users_file is not None:
         found = desk.recommend(_users(users_file, desk.config.data.user), k, seen)
         _write(found, out)
@@ -72,7 +77,7 @@ def _describe(asked: dict[str, Any], user: str) -> None:
             if isinstance(value, list) and value
             else value
         )
-        console.print(f"[dim]·[/dim] asked with {name}: {shown}")
+        console.print(Text.assemble(("· ", "dim"), f"asked with {name}: {shown}"))
 
 
 def _parsed(query: str | None) -> dict[str, Any]:
@@ -100,4 +105,4 @@ def _write(found: pl.DataFrame, out: Path | None) -> None:
     assert out is not None
     with written_aside(out) as aside:
         found.write_parquet(aside)
-    console.print(f"{len(found):,} rows for {found[found.columns[0]].n_unique():,} users are in {out}.")
+    console.print(f"{len(found):,} rows for {found[found.columns[0]].n_unique():,} users are in {out}.", markup=False)

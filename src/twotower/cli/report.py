@@ -19,7 +19,7 @@ def report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
 ) -> None:
     """Write a page that tells what was trained, how it went and what it is worth."""
-    from twotower.experiment.folder import Run
+    from twotower.experiment.folder import Run, check_writable
     from twotower.experiment.run import evaluate_run
     from twotower.report import ReportData, write_report
 
@@ -27,6 +27,8 @@ def report(
     path = out or run / "report.html"
     if path.exists() and not overwrite:
         raise ValueError(f"{path} is there already. Give --overwrite, or another --out.")
+    opened.check_complete()
+    check_writable(path)
     with common.progress(opened.config.main_metric):
         found = evaluate_run(opened, on, say=common.say)
     tables = opened.tables()
@@ -46,4 +48,4 @@ def report(
         time=opened.config.data.time,
     )
     write_report(path, data)
-    console.print(f"The report is in {path}.")
+    console.print(f"The report is in {path}.", markup=False)

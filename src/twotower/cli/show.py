@@ -24,24 +24,35 @@ def number(value: float) -> str:
 
 def new_table(title: str = "") -> Table:
     """A table that also fits into 80 columns."""
-    return Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return Table(
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
 
 
 def show_evaluations(found: Sequence[Evaluation], title: str) -> None:
     """A row for each metric, a column for each ranker; intervals under the means, the best mean in bold."""
     first = found[0]
+    shared = [name for name in first.metrics if all(name in e.metrics for e in found)]
     console.print(
-        f"\n[bold]{title}[/bold]: {first.queries:,} queries, {first.positives:,} positives, {first.candidates:,} items ranked"
+        Text.assemble(
+            "\n",
+            (title, "bold"),
+            f": {first.queries:,} queries, {first.positives:,} positives, {first.candidates:,} items ranked",
+        )
     )
     for start in range(0, len(found), _columns()):
         part = found[start : start + _columns()]
         table = new_table()
         table.add_column("")
         for evaluation in part:
-            table.add_column(evaluation.name, justify="right")
-        for name in first.metrics:
+            table.add_column(Text(evaluation.name), justify="right")
+        for name in shared:
             best = max(e.metrics[name].mean for e in found)
-            table.add_row(name, *(_cell(e, name, best) for e in part))
+            table.add_row(Text(name), *(_cell(e, name, best) for e in part))
         console.print(table)
     console.print(f"[dim]Small: {first.confidence:.0%} intervals, from resampling users.[/dim]")
 
@@ -60,7 +71,7 @@ def show_slices(evaluation: Evaluation, metric: str) -> None:
             if known is None or math.isnan(known.mean)
             else (number(known.mean), interval(known.low, known.high))
         )
-        table.add_row(name, *shown, f"{part.queries:,}")
+        table.add_row(Text(name), *shown, f"{part.queries:,}")
     console.print(table)
 
 
@@ -73,8 +84,8 @@ def show_verdict(model: Evaluation, baselines: Sequence[Evaluation], metric: str
     if not found:
         return
     apart = found[0]
-    sure = 1 - model.confidence
-    if apart.p >= sure:
+    # p alone decides; the interval is made in another way, and near the border the two may differ
+    if apart.p >= 1 - model.confidence:
         verdict, style = f"The model and {best.name} cannot be told apart", "yellow"
     elif apart.difference > 0:
         verdict, style = f"The model beats {best.name}, the best baseline,", "green"
@@ -100,9 +111,7 @@ def show_items(found: pl.DataFrame, title: str) -> None:
     shown = found.columns[: 2 + (4 if console.width < 100 else 7)]
     table = new_table(title)
     for name in shown:
-        table.add_column(
-            Text(name), justify="right" if name in ("rank", "score") else "left", max_width=60
-        )  # no markup
+        table.add_column(Text(name), justify="right" if name in ("rank", "score") else "left", max_width=60)
     for row in found.select(shown).iter_rows(named=True):
         table.add_row(*(Text(_value(name, value), overflow="ellipsis", no_wrap=True) for name, value in row.items()))
     console.print(table)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from twotower.cli import common
 from twotower.cli.show import console, show_evaluations, show_findings, show_verdict
@@ -37,7 +38,9 @@ def train(
 
     loaded = common.load(config, changes or [])
     folder = run or Path("runs") / config.stem
-    with common.progress(loaded.main_metric) as epochs:
+    again = "".join(f" --set {shlex.quote(change)}" for change in changes or [])
+    command = f"twotower train {shlex.quote(str(config))} --run {shlex.quote(str(folder))} --resume{again}"
+    with common.stoppable(command), common.progress(loaded.main_metric) as epochs:
         made = train_run(
             loaded,
             folder,
@@ -51,7 +54,8 @@ def train(
     show_evaluations(found, "Validation")
     show_verdict(found[0], found[1:], loaded.main_metric)
     show_findings([f for f in made.findings() if f[0] == "left out"])
-    console.print(f"\nThe run is in [bold]{folder}[/bold]. Next:")
+    console.print(Text.assemble("\nThe run is in ", (str(folder), "bold"), ". Next:"))
     for verb in ("evaluate", "recommend", "report"):
-        more = f" --user {made.tables().train[loaded.data.user][-1]}" if verb == "recommend" else ""
+        user = shlex.quote(str(made.tables().train[loaded.data.user][-1]))
+        more = f" --user {user}" if verb == "recommend" else ""
         console.print(f"  twotower {verb} {shlex.quote(str(folder))}{more}", markup=False)

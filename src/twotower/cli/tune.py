@@ -1,9 +1,11 @@
 """twotower tune: search the config's keys on the validation part."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from twotower.cli import common
 from twotower.cli.show import console, new_table, number
@@ -28,7 +30,9 @@ def tune(
 
     loaded = common.load(config, changes or [])
     folder = run or Path("runs") / f"{config.stem}-tune"
-    with common.progress(loaded.main_metric):
+    again = "".join(f" --set {shlex.quote(change)}" for change in changes or [])
+    command = f"twotower tune {shlex.quote(str(config))} --run {shlex.quote(str(folder))} --resume{again}"
+    with common.stoppable(command), common.progress(loaded.main_metric):
         found = search(
             loaded,
             folder,
@@ -40,10 +44,10 @@ def tune(
         )
     table = new_table(f"{loaded.tune.metric or loaded.main_metric} on the validation part, the best first")
     for name in found.trials.columns:
-        table.add_column(name, justify="right")
+        table.add_column(Text(name), justify="right")
     ordered = found.trials.sort("value", descending=True, nulls_last=True).head(10)
     for row in ordered.iter_rows():
-        table.add_row(*map(_cell, row))
+        table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)
     console.print(
         f"The best config is {folder / 'best.yaml'}. Next:\n  twotower train {folder / 'best.yaml'} --run runs/best",

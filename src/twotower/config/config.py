@@ -81,7 +81,7 @@ class Config(Section):
         for key, value in (changes or {}).items():
             data = changed(data, key, value)
         config = _checked(data, Path(path).name, lines, frozenset(changes or ()))
-        return config._beside(Path(path).resolve().parent)
+        return config.beside(Path(path).resolve().parent)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Config":
@@ -129,8 +129,8 @@ class Config(Section):
             made[self.history.column] = Categorical(Tags.USER, share=self.data.item)
         return made
 
-    def _beside(self, folder: Path) -> "Config":
-        """The same config with its paths made absolute."""
+    def beside(self, folder: Path) -> "Config":
+        """The same config with its paths, which are relative to a folder, made absolute."""
         data = self.to_dict()
         for key in ("interactions", "items", "users"):
             data["data"][key] = data["data"][key] and [_absolute(folder, path) for path in data["data"][key]]

@@ -208,4 +208,4 @@ def _inline(value: Any) -> str:
         return "{" + ", ".join(f"{_inline(k)}: {_inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_inline, value)) + "]"
-    return write_yaml(value).removesuffix("...\n").strip()
+    return write_yaml(value, width=1_000_000).removesuffix("...\n").strip()

@@ -31,6 +31,13 @@ Reader.add_implicit_resolver(
 Reader.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
 
 
+class Writer(yaml.SafeDumper):
+    """SafeDumper that quotes words which Reader would take as numbers, such as 1e5."""
+
+
+Writer.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+.0123456789"))
+
+
 def read_yaml(path: PathLike) -> tuple[dict[str, Any], Lines]:
     """The mapping that a YAML file holds, and the line of each of its keys.
 
@@ -51,6 +58,8 @@ def read_yaml(path: PathLike) -> tuple[dict[str, Any], Lines]:
         mark = error.problem_mark
         where = f"{file.name}:{mark.line + 1}" if mark is not None else file.name
         raise ValueError(f"{where}: this is no YAML: {error.problem}.") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file.name}: this is no YAML: {error}.") from error
     finally:
         loader.dispose()  # type: ignore[no-untyped-call]
     if not isinstance(data, dict):
@@ -63,12 +72,13 @@ def read_value(text: str) -> Any:
     try:
         return yaml.load(text, Loader=Reader)
     except yaml.YAMLError as error:
-        raise ValueError(f"--set: {text!r} is no YAML value: {' '.join(str(error).split())}") from error
+        raise ValueError(f"got {text!r}, expected a value as in the config, such as 3, word or [64, 32].") from error
 
 
-def write_yaml(data: Any) -> str:
+def write_yaml(data: Any, width: int = 120) -> str:
     """Text that `read_yaml` reads back, keys in their order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=None, width=120)
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None}
+    return str(yaml.dump(data, Dumper=Writer, width=width, **options))
 
 
 def _walk(node: yaml.Node, at: KeyPath, lines: Lines, name: str) -> None:

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -25,17 +26,21 @@ from twotower.files import PathLike, written_aside
 from twotower.serving.retriever import Retriever
 
 LIBRARIES = ("torch", "lightning", "polars", "pyarrow", "numpy", "pydantic", "scipy", "implicit", "optuna")
+MARKER = "twotower-run.json"  # by which a folder of ours is known
+KINDS = {"run": "a run", "tune": "a search of `twotower tune`"}
 
 
 class Run:
     """A run folder that `train_run` wrote.
 
-    It holds config.yaml as it was given and resolved.yaml with every key; environment.json; data/, the parts as Parquet;
+    It holds twotower-run.json, by which it is known; config.yaml as it was given and resolved.yaml with every key;
+    environment.json; data/, the parts as Parquet;
     checkpoints/; history.csv, a row for each epoch; findings.json; bundle/, from which `Retriever.load` serves;
     evaluations/<part>/<name>/; and metrics.json, which comes last: a run that has it is whole.
 
     Args:
         folder: where it is.
+        kind: "run", or "tune" for the folder of a search.
 
     Raises:
         ValueError: there is no run.
@@ -45,19 +50,40 @@ class Run:
         >>> run.retriever().recommend([{"user_id": 42}], k=5)     # doctest: +SKIP
     """
 
-    def __init__(self, folder: PathLike) -> None:
+    def __init__(self, folder: PathLike, kind: str = "run") -> None:
         self.folder = Path(folder)
-        if not (self.folder / "resolved.yaml").exists():
-            there = "it holds no resolved.yaml" if self.folder.exists() else "there is no such folder"
-            raise ValueError(
-                f"no run at {self.folder}: {there}. `twotower train <config> --run {self.folder}` makes one."
-            )
+        found = kind_of(self.folder)
+        if found != kind:
+            there = f"it holds no {MARKER}" if self.folder.exists() else "there is no such folder"
+            if found is not None:
+                there = f"it holds {KINDS[found]}"
+            raise ValueError(f"no run at {self.folder}: {there}. `twotower train <config> --run <folder>` makes one.")
         self.config = Config.from_dict(read_yaml(self.folder / "resolved.yaml")[0])
 
     @property
     def complete(self) -> bool:
         """Whether training and its validation came to their end."""
-        return (self.folder / "metrics.json").exists()
+        file = self.folder / "metrics.json"
+        return file.exists() and "validation" in json.loads(file.read_text())
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is something learnt that would be lost with the folder."""
+        made = any((self.folder / name).exists() for name in ("history.csv", "bundle", "evaluations", "trials.log"))
+        return made or any((self.folder / "checkpoints").glob("*/*"))
+
+    def check_complete(self) -> None:
+        """Refuse a run that cannot be asked yet.
+
+        Raises:
+            ValueError: training or its validation has not come to its end, or the bundle was deleted.
+        """
+        if self.complete and (self.folder / "bundle").exists():
+            return
+        lacks = "its bundle is gone" if self.complete else "its training was broken off"
+        config, own = shlex.quote(str(self.folder / "resolved.yaml")), shlex.quote(str(self.folder))
+        how = "--overwrite` makes it anew" if self.complete else "--resume` goes on with it"
+        raise ValueError(f"{self.folder} is not whole: {lacks}. `twotower train {config} --run {own} {how}.")
 
     def tables(self) -> Tables:
         """The parts that the run was trained and is measured on."""
@@ -106,9 +132,9 @@ class Run:
         write_json(file, held | {part: held.get(part, {}) | new})
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Keep how long a stage took."""
-        started = time.perf_counter()
+    def stage(self, name: str, since: float | None = None) -> Iterator[None]:
+        """Keep how long a stage took; it may have begun before the folder came to be."""
+        started = time.perf_counter() if since is None else since
         yield
         known = self.environment()
         spent = known["seconds"].get(name, 0.0) + time.perf_counter() - started
@@ -135,41 +161,88 @@ class Run:
             write_json(self.folder / "findings.json", [{"name": n, "text": t} for n, t in [*found, (name, text)]])
 
 
-def open_folder(config: Config, text: str, folder: PathLike, *, resume: bool, overwrite: bool) -> Run:
-    """A folder for a run: a new one, or with `resume` the one that was broken off.
+def open_folder(
+    config: Config, text: str, folder: PathLike, *, resume: bool, overwrite: bool, kind: str = "tune"
+) -> Run:
+    """A folder for a run or a search: a new one, or with `resume` the one that was broken off.
+
+    Raises:
+        ValueError: as in `find_run`.
+    """
+    found = find_run(config, folder, resume=resume, overwrite=overwrite, kind=kind)
+    return make_folder(config, text, folder, kind) if found is None else found
+
+
+def find_run(config: Config, folder: PathLike, *, resume: bool, overwrite: bool, kind: str) -> Run | None:
+    """The run to go on with; None if a new one may be made, for which nothing has been deleted yet.
 
     Raises:
         ValueError: the folder is there and neither `resume` nor `overwrite` was given, it holds something else, or a run of
-            another config.
+            another config; or it cannot be written to.
     """
     path = Path(folder)
     if resume and overwrite:
         raise ValueError("resume goes on with a run, overwrite deletes it: give one of them.")
-    there = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    is_run = (path / "resolved.yaml").exists()
-    if there and not is_run:
-        raise ValueError(f"{path} holds something else than a run: it is left as it is. Give another folder.")
-    if there and not resume and not overwrite:
-        state = "a finished run" if (path / "metrics.json").exists() else "a run that was broken off"
+    check_writable(path)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return None
+    found = kind_of(path)
+    if found != kind:
+        what = "something else than a run" if found is None else KINDS[found]
+        raise ValueError(f"{path} holds {what}, not {KINDS[kind]}: it is left as it is. Give another folder.")
+    run = Run(path, kind)
+    if overwrite or not run.begun:  # where nothing was learnt, nothing is lost
+        return None
+    if not resume:
+        state = "a finished run" if run.complete else f"{KINDS[kind]} that was broken off"
         raise ValueError(
             f"{path} holds {state}. Give --resume to go on with it, --overwrite to delete it first, or another --run."
         )
-    if there and resume:
-        run = Run(path)
-        other = differing(run.config.to_dict(), config.to_dict())
-        if other:
-            raise ValueError(
-                f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own "
-                f"config, {path / 'config.yaml'}, or give another --run."
-            )
-        return run
-    if there:
+    other = differing(run.config.to_dict(), config.beside(Path.cwd()).to_dict())
+    if other:
+        verb, own = ("train" if kind == "run" else kind), shlex.quote(str(path))
+        raise ValueError(
+            f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own config, "
+            f"`twotower {verb} {shlex.quote(str(path / 'resolved.yaml'))} --run {own} --resume`, or give another --run."
+        )
+    return run
+
+
+def make_folder(config: Config, text: str, folder: PathLike, kind: str) -> Run:
+    """A new folder, in place of what `find_run` allowed to be replaced."""
+    path = Path(folder)
+    if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True)
     write_text(path / "config.yaml", text)
     write_json(path / "environment.json", _environment())
-    write_text(path / "resolved.yaml", config.to_yaml())  # by it a run is known, so it comes last
-    return Run(path)
+    # absolute paths: relative ones would mean something else when the file is read where it lies
+    write_text(path / "resolved.yaml", config.beside(Path.cwd()).to_yaml())
+    write_json(path / MARKER, {"kind": kind, "version": 1})  # by it a folder is known, so it comes last
+    return Run(path, kind)
+
+
+def kind_of(folder: Path) -> str | None:
+    """What a folder holds, "run" or "tune"; None for anything else."""
+    try:
+        found = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    kind = found.get("kind") if isinstance(found, dict) else None
+    return kind if kind in KINDS else None
+
+
+def check_writable(path: Path) -> None:
+    """Say before the work, not after it, that what comes of it cannot be kept.
+
+    Raises:
+        ValueError: the path, or the folder that it would come to be in, cannot be written to.
+    """
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there != path.absolute() and not there.is_dir():
+        raise ValueError(f"{path} cannot be made: {there} is a file. Give another path.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {there} is read-only to you. Give another path.")
 
 
 def differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> list[str]:

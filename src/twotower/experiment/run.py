@@ -2,10 +2,13 @@
 
 import hashlib
 import re
+import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import polars as pl
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from twotower.config.config import Config
@@ -13,7 +16,7 @@ from twotower.data.leaks import check_leaks
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor
-from twotower.experiment.folder import Run, open_folder
+from twotower.experiment.folder import Run, check_writable, find_run, make_folder
 from twotower.experiment.measuring import MODEL, RawRanker, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
@@ -59,12 +62,16 @@ def train_run(
         >>> run = tt.train_run(tt.Config.load("twotower.yaml"), "runs/first")    # doctest: +SKIP
         >>> run.evaluations("validation")[0]["recall_at_10"]                     # doctest: +SKIP
     """
-    run = open_folder(config, text or config.to_yaml(), folder, resume=resume, overwrite=overwrite)
-    if run.complete:
+    started, read = time.perf_counter(), None
+    run = find_run(config, folder, resume=resume, overwrite=overwrite, kind="run")
+    if run is not None and run.complete:
         say("nothing is left to do: the run is finished")
         return run
+    if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
+        read = _read(config, say)
+        run = make_folder(config, text or config.to_yaml(), folder, "run")
     with run.noting():
-        tables = prepare(run, say)
+        tables = prepare(run, say, read, started)
         if not run.evaluations("validation"):
             with run.stage("train"):
                 _choose(run, tables, say, callbacks)
@@ -90,7 +97,7 @@ def evaluate_run(
         run: a finished run.
         on: "validation" or "test".
         data: instead, Parquet of later interactions with the same columns; histories and what was seen then hold all of
-            the run's rows. The evaluations are kept under the name of the file.
+            the run's rows. The evaluations are kept apart, in evaluations/data.
         baselines: also those that the config names.
         overwrite: measure anew.
         say: told what is being done.
@@ -100,11 +107,12 @@ def evaluate_run(
     """
     if on not in ("validation", "test"):
         raise ValueError(f"on={on!r}: choose 'validation' or 'test', or give data=<Parquet>.")
-    part = on if data is None else _name_of(data)
+    run.check_complete()
+    part = on if data is None else part_of(data)
     held = run.evaluations(part)
     if held and data is not None and not overwrite:
         raise ValueError(
-            f"{run.folder} has evaluations on {part!r} already. Give --overwrite to measure anew, or rename the file."
+            f"{run.folder} has evaluations on {data} already. Give --overwrite to measure anew, or rename the file."
         )
     names = [e.name for e in held]
     wanted = [MODEL, *(run.config.baselines if baselines else [])]
@@ -116,6 +124,7 @@ def evaluate_run(
             "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
             "validation said before that is in the run's evaluations; measure on the test."
         )
+    check_writable(run.folder / "evaluations")
     tables = run.tables()
     rows = _part(run, tables, on, data)
     with run.noting(), run.stage(f"evaluate {part}"):
@@ -182,19 +191,61 @@ def fit_model(
     return model.cpu(), history
 
 
-def prepare(run: Run, say: Say) -> Tables:
-    """The parts of the run, made once."""
+def part_of(data: PathLike) -> str:
+    """Where evaluations on later rows are kept: apart from those of the run's own parts, whatever the file is called."""
+    path = str(data) if "://" in str(data) else str(Path(data).absolute())
+    name = re.sub(r"[^\w-]+", "-", Path(path).stem).strip("-")
+    return f"data/{name}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+
+
+def prepare(run: Run, say: Say, read: tuple[Tables, list[str]] | None = None, started: float | None = None) -> Tables:
+    """The parts of the run, made once.
+
+    Args:
+        run: whose.
+        say: told what is being done.
+        read: what `_read` gave, if that was before the folder came to be.
+        started: when that began.
+    """
     if (run.folder / "data").exists():
+        _check_accelerator(run.config)
         return run.tables()
-    say("reading and splitting the tables")
-    with run.stage("data"):
-        tables, notes = read_tables(run.config)
+    with run.stage("data", started):
+        tables, notes = _read(run.config, say) if read is None else read
         for note in notes:
             run.note("left out", note)
         data = run.config.data
         check_leaks(tables.train, tables.validation, user=data.user, item=data.item, time=data.time)
         tables.save(run.folder / "data")
     return tables
+
+
+def _read(config: Config, say: Say) -> tuple[Tables, list[str]]:
+    """The tables and what was left out; what would fail only after the training is said now."""
+    _check_accelerator(config)
+    say("reading and splitting the tables")
+    tables, notes = read_tables(config)
+    taken = [name for name in ("query", "rank", "score") if name in tables.items.columns]
+    if taken:
+        raise ValueError(
+            f"the items have columns named {', '.join(taken)}, as recommendations have: rename them in data.items, and in columns."
+        )
+    with warnings.catch_warnings():  # they come again in the run, which keeps them
+        warnings.simplefilter("ignore")
+        make_evaluator(
+            config, tables, "validation", tables.validation
+        )  # metrics and slices that these tables do not allow
+    return tables, notes
+
+
+def _check_accelerator(config: Config) -> None:
+    there = {"gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
+    there["mps"] = torch.backends.mps.is_available()
+    asked = config.training.accelerator
+    if not there.get(asked, True):
+        raise ValueError(
+            f"training.accelerator: got {asked!r}, but PyTorch finds none here. Give auto, which takes what is there, or cpu."
+        )
 
 
 def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -> None:
@@ -258,9 +309,3 @@ def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFr
         return tables.validation if on == "validation" else tables.test
     rows = read_interactions(run.config, (str(data),), str(data))
     return rows.select(n for n in rows.columns if n in tables.train.columns)
-
-
-def _name_of(data: PathLike) -> str:
-    """Where the evaluation on a file is kept: never the run's own parts, and another place for another path."""
-    path = Path(data).resolve()
-    return f"{re.sub(r'[^A-Za-z0-9_-]+', '-', path.stem)}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

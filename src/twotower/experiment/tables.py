@@ -278,9 +278,6 @@ def _of_item(column: Column) -> bool:
 
 def _check_sources(config: Config, rows: pl.DataFrame, items: pl.DataFrame, users: pl.DataFrame | None) -> None:
     """Item features must stand in the items, other features in the interactions or the users; none in both."""
-    taken = [name for name in ("query", "rank", "score") if name in items.columns]
-    if taken:  # the Retriever would say so, after the training
-        raise ValueError(f"data.items: columns named {taken}, as recommendations have; rename them in the items.")
     asked = [*rows.columns, *([] if users is None else users.columns)]
     both = {config.data.user, config.data.time} & set(item_columns(config))
     for name, column in config.declarations().items():
