@@ -48,6 +48,10 @@ from twotower.data.targets import ToTarget
 from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.evaluation import Difference, Estimate, Evaluation, Evaluator, SliceBy, SliceEstimates, compare, tabulate
 from twotower.exposure import CatalogMetric, CoverageAt, DiversityAt, GiniAt, ListMetric, NoveltyAt, PopularityLiftAt
+from twotower.feature_stores.base import Features, FeatureStore
+from twotower.feature_stores.parquet import ParquetFeatures
+from twotower.feature_stores.redis import RedisFeatures
+from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
 from twotower.indexes.exact import ExactIndex
 from twotower.logits import LearnedTemperature
@@ -151,6 +155,8 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ExactIndex",
+    "FeatureStore",
+    "Features",
     "Frequency",
     "GiniAt",
     "HardNegativeSampler",
@@ -181,6 +187,7 @@ __all__ = [
     "NDCGAt",
     "NoveltyAt",
     "Numeric",
+    "ParquetFeatures",
     "PopularityBasedSamplerV2",
     "PopularityLiftAt",
     "PopularitySampler",
@@ -192,11 +199,13 @@ __all__ = [
     "RankingMetric",
     "RawTables",
     "RecallAt",
+    "RedisFeatures",
     "RegressionOutput",
     "ReportData",
     "RetrievalModelV2",
     "Retriever",
     "Run",
+    "SQLiteFeatures",
     "Schema",
     "SliceBy",
     "SliceEstimates",

@@ -1,0 +1,59 @@
+"""Typed rows as plain cells (integers, floats, text), as SQLite and Redis hold them, and back without loss."""
+
+import base64
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+Cell = int | float | str | None
+
+
+def schema_to_text(schema: pl.Schema) -> str:
+    """The schema as text: Arrow's own form, in base 64."""
+    return base64.b64encode(pl.DataFrame(schema=schema).to_arrow().schema.serialize().to_pybytes()).decode()
+
+
+def schema_from_text(text: str) -> pl.Schema:
+    """What `schema_to_text` wrote."""
+    arrow = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    return pl.DataFrame(pl.from_arrow(arrow.empty_table())).schema
+
+
+def check_storable(schema: pl.Schema) -> None:
+    """ValueError for a column that plain cells cannot hold."""
+    for name, kind in schema.items():
+        plain = kind.inner if isinstance(kind, pl.List) else kind
+        if not (plain.is_integer() or plain.is_float() or plain.is_temporal() or plain in (pl.String, pl.Boolean)):
+            raise ValueError(
+                f"column {name!r} holds {kind}; a feature store keeps numbers, text, booleans, times, and lists of them. "
+                "Cast it, or leave it out."
+            )
+        if plain == pl.UInt64:
+            raise ValueError(f"column {name!r} holds UInt64, which may pass what a store can hold; cast it to Int64.")
+
+
+def to_cells(frame: pl.DataFrame) -> list[tuple[Cell, ...]]:
+    """A tuple of cells for each row: times as whole numbers, lists as JSON text."""
+    columns = []
+    for series in frame:
+        # times, in lists too, as numbers since 1970 in their own unit: nothing is lost
+        plain = series.to_physical().to_list()
+        columns.append([None if v is None else json.dumps(v) for v in plain] if series.dtype == pl.List else plain)
+    return list(zip(*columns, strict=True))
+
+
+def from_cells(rows: Sequence[Sequence[Any]], schema: pl.Schema) -> pl.DataFrame:
+    """The rows with their types again."""
+    columns = []
+    for number, (name, kind) in enumerate(schema.items()):
+        cells: list[Any] = [row[number] for row in rows]
+        if isinstance(kind, pl.List):
+            cells = [None if cell is None else json.loads(cell) for cell in cells]
+        elif kind == pl.Boolean:
+            cells = [None if cell is None else bool(cell) for cell in cells]
+        physical = pl.Series(name, [], dtype=kind).to_physical().dtype
+        columns.append(pl.Series(name, cells, dtype=physical).cast(kind))
+    return pl.DataFrame(columns)

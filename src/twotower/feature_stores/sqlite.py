@@ -1,0 +1,129 @@
+"""Features in an SQLite file: larger than memory, readable by anything, updated while a server reads it."""
+
+import sqlite3
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+from twotower.data.dataset import Dataset, Source
+from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
+from twotower.files import PathLike, written_aside
+
+AT_ONCE = 10_000  # rows turned into cells, and ids asked for, at a time
+
+
+class SQLiteFeatures(FeatureStore):
+    """A table of features in an SQLite file, one row for each id.
+
+    Lists are JSON text and times whole numbers since 1970 in the file, so that any SQLite client can read them; `look_up` gives
+    the types of the table that was written. Threads may share a store.
+
+    Args:
+        path: the file that `create` wrote.
+        read_only: refuse to write, and expect nobody else to: for a file in a bundle.
+
+    Raises:
+        ValueError: no such file, or another database.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "users.sqlite"
+        >>> store = SQLiteFeatures.create(file, {"user": ["ann", "bob"], "age": [30, 40]}, key="user")
+        >>> store.put({"user": ["ann"], "age": [31]})
+        >>> store.look_up(["bob", "ann"]).rows["age"].to_list()
+        [40, 31]
+    """
+
+    def __init__(self, path: PathLike, *, read_only: bool = False) -> None:
+        self.path = Path(path).resolve()
+        self.read_only = read_only
+        self._threads = threading.local()
+        if not self.path.is_file():
+            raise ValueError(f"no feature store at {self.path}. SQLiteFeatures.create(path, table, key) writes one.")
+        try:
+            about = dict(self._connection().execute("SELECT name, value FROM about").fetchall())
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{self.path} is no feature store ({error}). SQLiteFeatures.create writes one.") from error
+        super().__init__(about["key"], schema_from_text(about["schema"]))
+
+    @classmethod
+    def create(cls, path: PathLike, table: Source, key: str) -> "SQLiteFeatures":
+        """Write a new file, in place of an older one only when it is complete.
+
+        Args:
+            path: where.
+            table: the key, raw query columns and, if wanted, `seen`.
+            key: the id column.
+
+        Raises:
+            ValueError: ids that repeat or are missing, or columns that SQLite cannot hold.
+        """
+        frame = Dataset(table).to_polars()
+        check_key(frame, key)
+        check_storable(frame.schema)
+        with written_aside(path) as file:
+            database = sqlite3.connect(file)
+            try:
+                database.execute("PRAGMA journal_mode = OFF")  # the file is new: a crash leaves nothing to mend
+                database.execute("CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT)")
+                about = {"key": key, "schema": schema_to_text(frame.schema)}
+                database.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+                columns = ", ".join(_quoted(n) + (" PRIMARY KEY" if n == key else "") for n in frame.columns)
+                database.execute(f"CREATE TABLE features ({columns}) WITHOUT ROWID")
+                _insert(database, frame)
+                database.commit()
+            finally:
+                database.close()
+        return cls(path)
+
+    def __len__(self) -> int:
+        return int(self._connection().execute("SELECT count(*) FROM features").fetchone()[0])
+
+    def rows_of(self, ids: Sequence[RawId]) -> pl.DataFrame:
+        names = ", ".join(map(_quoted, self.schema))
+        found: list[tuple[object, ...]] = []
+        for start in range(0, len(ids), AT_ONCE):
+            part = ids[start : start + AT_ONCE]
+            places = ", ".join("?" * len(part))
+            asked = f"SELECT {names} FROM features WHERE {_quoted(self.key)} IN ({places})"
+            found += self._connection().execute(asked, list(part)).fetchall()
+        return from_cells(found, self.schema)
+
+    def put(self, table: Source) -> None:
+        self._check_writable()
+        frame = self.check_table(table)
+        with self._connection() as database:  # one transaction
+            _insert(database, frame)
+
+    def remove(self, ids: Sequence[RawId]) -> None:
+        self._check_writable()
+        checked = [(raw,) for raw in self.check_ids(ids)]
+        with self._connection() as database:
+            database.executemany(f"DELETE FROM features WHERE {_quoted(self.key)} = ?", checked)
+
+    def _check_writable(self) -> None:
+        if self.read_only:
+            raise ValueError(
+                f"the feature store {self.path} was opened to be read only; create one of its own to write to."
+            )
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own connection."""
+        if not hasattr(self._threads, "connection"):
+            mode = "mode=ro&immutable=1" if self.read_only else "mode=rw"
+            self._threads.connection = sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=10)
+        connection: sqlite3.Connection = self._threads.connection
+        return connection
+
+
+def _insert(database: sqlite3.Connection, frame: pl.DataFrame) -> None:
+    places = ", ".join("?" * frame.width)
+    for part in frame.iter_slices(AT_ONCE):
+        database.executemany(f"INSERT OR REPLACE INTO features VALUES ({places})", to_cells(part))
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

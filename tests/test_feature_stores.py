@@ -1,0 +1,195 @@
+"""Feature stores: one contract for every kind, and what each keeps on disk."""
+
+import datetime
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import twotower as tt
+from twotower.feature_stores.cells import from_cells, schema_from_text, schema_to_text, to_cells
+
+USERS = pl.DataFrame(
+    {
+        "user": [3, 1, 2],
+        "age": pl.Series([30, None, 2**62], dtype=pl.Int64),
+        "height": pl.Series([0.1, -1e-300, None], dtype=pl.Float32),
+        "active": [True, None, False],
+        "name": ["Zoë 😀", None, '"quoted"'],
+        "joined": [datetime.datetime(2024, 1, 31, 10, 0, 0, 123456), None, datetime.datetime(1969, 12, 31)],
+        "day": [datetime.date(2024, 2, 29), None, datetime.date(1900, 1, 1)],
+        "words": [["a", None, "b"], [], None],
+        "times": [[datetime.datetime(2024, 1, 1, 1, 1, 1, 1)], None, []],
+        "seen": [["x", "y"], [], None],
+    }
+)
+Make = Callable[[pl.DataFrame, str], tt.FeatureStore]
+
+
+def _redis(frame: pl.DataFrame, key: str) -> tt.FeatureStore:
+    fakeredis = pytest.importorskip("fakeredis")
+    return tt.RedisFeatures.create(fakeredis.FakeRedis(), frame, key)
+
+
+@pytest.fixture(params=["parquet", "sqlite", "redis"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    kinds: dict[str, Make] = {
+        "parquet": lambda frame, key: tt.ParquetFeatures(frame, key),
+        "sqlite": lambda frame, key: tt.SQLiteFeatures.create(tmp_path / "users.sqlite", frame, key),
+        "redis": _redis,
+    }
+    return kinds[request.param]
+
+
+def test_rows_come_back_as_they_were_in_the_order_asked(make: Make) -> None:
+    store = make(USERS, "user")
+    assert len(store) == 3
+    found = store.look_up([2, 9, 3, 2, 1])
+    assert found.known == [True, False, True, True, True]
+    assert found.seen == [[], [], ["x", "y"], [], []]
+    expected = USERS.drop("seen")[[2, 0, 2, 1]]
+    assert found.rows.filter(pl.Series(found.known)).equals(expected)
+    assert found.rows.schema == expected.schema
+    assert found.rows["user"].to_list() == [2, 9, 3, 2, 1]
+    assert found.rows.drop("user")[1].equals(USERS.drop("user", "seen").clear(1))
+
+
+def test_nothing_asked_nothing_found(make: Make) -> None:
+    found = make(USERS, "user").look_up([])
+    assert (len(found.rows), found.seen, found.known) == (0, [], [])
+    assert found.rows.schema == USERS.drop("seen").schema
+
+
+def test_put_replaces_and_adds_and_remove_forgets(make: Make) -> None:
+    store = make(USERS, "user")
+    changed = USERS.head(1).with_columns(age=pl.lit(31, pl.Int64), seen=pl.lit(["z"], pl.List(pl.String)))
+    store.put(pl.concat([changed, changed.with_columns(user=pl.lit(7, pl.Int64))]))
+    found = store.look_up([3, 7, 1])
+    assert found.rows["age"].to_list() == [31, 31, None]
+    assert found.seen == [["z"], ["z"], []]
+    assert len(store) == 4
+    store.remove([3, 999])
+    assert store.look_up([3, 7]).known == [False, True]
+
+
+def test_string_keys_and_no_seen(make: Make) -> None:
+    store = make(pl.DataFrame({"who": ["1", "ü:*", ""], "n": [1, 2, 3]}), "who")
+    found = store.look_up(["ü:*", "", "2"])
+    assert found.rows["n"].to_list() == [2, 3, None]
+    assert found.seen == [[], [], []]
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"), [(["3"], "'3' is str"), ([3.0], "3.0 is float"), ([True], "True is bool"), ([2**63], "outside")]
+)
+def test_ids_of_another_type_are_refused(ids: list[object], says: str, make: Make) -> None:
+    with pytest.raises(ValueError, match=says):
+        make(USERS, "user").look_up(ids)  # type: ignore[arg-type]
+
+
+def test_wrong_tables_are_refused_and_change_nothing(make: Make) -> None:
+    with pytest.raises(ValueError, match="1 repeat"):
+        make(pl.concat([USERS, USERS.head(1)]), "user")
+    with pytest.raises(ValueError, match="unknown column 'usr'"):
+        make(USERS, "usr")
+    with pytest.raises(ValueError, match="'seen' must hold lists"):
+        make(USERS.with_columns(seen=pl.lit("x")), "user")
+    store = make(USERS, "user")
+    wrong = {
+        "lacks \\['name'\\]": USERS.drop("name"),
+        "unknown column 'nam'": USERS.with_columns(nam=pl.lit(1)),
+        "'age' holds String, but Int64": USERS.cast({"age": pl.String}),
+        "1 of 3 are missing": USERS.with_columns(user=pl.Series([1, None, 8])),
+    }
+    for says, table in wrong.items():
+        with pytest.raises(ValueError, match=says):
+            store.put(table)
+    assert store.look_up([3, 1, 2]).rows.equals(USERS.drop("seen"))
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "users.sqlite"
+    tt.SQLiteFeatures.create(file, USERS, "user")
+    with pytest.raises(ValueError, match="holds Struct"):
+        tt.SQLiteFeatures.create(file, USERS.with_columns(s=pl.struct("age")), "user")
+    assert tt.SQLiteFeatures(file).look_up([3]).known == [True]
+    assert [p.name for p in tmp_path.iterdir()] == ["users.sqlite"]
+
+
+def test_the_file_is_plain_sqlite_and_no_other_file_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "users.sqlite"
+    tt.SQLiteFeatures.create(file, USERS, "user")
+    row = sqlite3.connect(file).execute("SELECT age, words FROM features WHERE user = 3").fetchone()
+    assert row == (30, '["a", null, "b"]')
+    with pytest.raises(ValueError, match="no feature store at"):
+        tt.SQLiteFeatures(tmp_path / "nothing")
+    (tmp_path / "text").write_text("hello" * 1000)
+    with pytest.raises(ValueError, match="is no feature store"):
+        tt.SQLiteFeatures(tmp_path / "text")
+
+
+def test_a_read_only_store_refuses_to_write(tmp_path: Path) -> None:
+    tt.SQLiteFeatures.create(tmp_path / "users.sqlite", USERS, "user")
+    store = tt.SQLiteFeatures(tmp_path / "users.sqlite", read_only=True)
+    with pytest.raises(ValueError, match="read only"):
+        store.put(USERS)
+    with pytest.raises(ValueError, match="read only"):
+        store.remove([3])
+    assert store.look_up([3]).known == [True]
+
+
+def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
+    """Every row that is read is one that was written whole."""
+    people = pl.DataFrame({"user": range(200), "a": [0] * 200, "b": [[0]] * 200})
+    store = tt.SQLiteFeatures.create(tmp_path / "users.sqlite", people, "user")
+    wrong: list[object] = []
+
+    def read() -> None:
+        try:
+            for _ in range(30):
+                rows = store.look_up(list(range(200))).rows
+                wrong.extend(rows.filter(pl.col("b").list.first() != pl.col("a")).to_dicts())
+        except Exception as error:
+            wrong.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for thread in readers:
+        thread.start()
+    for turn in range(1, 10):
+        store.put(people.with_columns(a=pl.lit(turn, pl.Int64), b=pl.lit([turn], pl.List(pl.Int64))))
+    for thread in readers:
+        thread.join()
+    assert wrong == []
+
+
+VALUES = {
+    pl.Int64(): st.integers(-(2**63), 2**63 - 1),
+    pl.UInt8(): st.integers(0, 255),
+    pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
+    pl.String(): st.text(st.characters(exclude_categories=["Cs"])),
+    pl.Boolean(): st.booleans(),
+    pl.Datetime("ns"): st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1)),
+    pl.Datetime("us", "UTC"): st.datetimes(timezones=st.just(datetime.timezone.utc)),
+    pl.Duration("ms"): st.integers(-(10**9), 10**9).map(lambda n: datetime.timedelta(milliseconds=n)),
+}
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_cells_lose_nothing(data: st.DataObject) -> None:
+    columns = []
+    rows = data.draw(st.integers(0, 4))
+    for number, (kind, values) in enumerate(VALUES.items()):
+        some = st.none() | values
+        columns.append(pl.Series(f"c{number}", data.draw(st.lists(some, min_size=rows, max_size=rows)), dtype=kind))
+        lists = st.none() | st.lists(some, max_size=3)
+        drawn = data.draw(st.lists(lists, min_size=rows, max_size=rows))
+        columns.append(pl.Series(f"l{number}", drawn, dtype=pl.List(kind)))
+    frame = pl.DataFrame(columns)
+    assert schema_from_text(schema_to_text(frame.schema)) == frame.schema
+    assert from_cells(to_cells(frame), frame.schema).equals(frame)
