@@ -49,7 +49,9 @@ from twotower.encoder import EmbeddingEncoder, Encoder
 from twotower.evaluation import Difference, Estimate, Evaluation, Evaluator, SliceBy, SliceEstimates, compare, tabulate
 from twotower.exposure import CatalogMetric, CoverageAt, DiversityAt, GiniAt, ListMetric, NoveltyAt, PopularityLiftAt
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
+from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
+from twotower.indexes.filters import Filter
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -151,6 +153,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ExactIndex",
+    "Filter",
     "Frequency",
     "GiniAt",
     "HardNegativeSampler",
@@ -164,6 +167,7 @@ __all__ = [
     "HistoryTransformer",
     "HitRateAt",
     "InBatchSamplerV2",
+    "Index",
     "Inferred",
     "InputBlockV2",
     "L2Norm",
