@@ -114,7 +114,8 @@ def test_evaluate_is_the_models_evaluate() -> None:
     model = tt.TwoTowerModelV2(*towers(train)).adapt(train)
     top = model.to_top_k_encoder(k=5)
     assert top.evaluate(test, "item_id") == pytest.approx(model.evaluate(test))
-    named = tt.TopKEncoder(top.query_encoder, top.index.vectors, [f"film {i}" for i in model.catalog.ids.tolist()])
+    films = [f"film {i}" for i in model.catalog.ids.tolist()]
+    named = tt.TopKEncoder(top.query_encoder, top.index.vectors_of(top.index.keys), films)
     words = pl.format("film {}", pl.col("item_id")).alias("film")
     as_text = tt.Dataset(test.to_polars().with_columns(words), test.schema)
     assert named.evaluate(as_text, "film") == pytest.approx(model.evaluate(test))

@@ -53,7 +53,9 @@ from twotower.feature_stores.parquet import ParquetFeatures
 from twotower.feature_stores.redis import RedisFeatures
 from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealth
+from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
+from twotower.indexes.filters import Filter
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -157,6 +159,7 @@ __all__ = [
     "ExactIndex",
     "FeatureStore",
     "Features",
+    "Filter",
     "Frequency",
     "GiniAt",
     "HardNegativeSampler",
@@ -170,6 +173,7 @@ __all__ = [
     "HistoryTransformer",
     "HitRateAt",
     "InBatchSamplerV2",
+    "Index",
     "Inferred",
     "InputBlockV2",
     "L2Norm",

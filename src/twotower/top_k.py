@@ -155,7 +155,7 @@ class TopKEncoder(nn.Module):
             data,
             target,
             pl.Series(self.identifiers),
-            self.index.vectors,
+            self.index.vectors_of(torch.arange(len(self.index))),
             metrics=resolve_metrics(metrics),
             seen=seen,
             group=group,
@@ -169,7 +169,8 @@ class TopKEncoder(nn.Module):
         with folder_written_aside(path, "module.json") as folder:
             write_module(self.query_encoder, folder, {"topk_layer": self.topk_layer, "k": self.k})
             safetensors.torch.save_file(
-                {"vectors": self.index.vectors.cpu().contiguous()}, folder / "candidates.safetensors"
+                {"vectors": self.index.vectors_of(torch.arange(len(self.index))).cpu()},
+                folder / "candidates.safetensors",
             )
             pq.write_table(pa.table({"id": self.identifiers}), folder / "ids.parquet")
 

@@ -97,7 +97,7 @@ class Retriever:
         if exclude is not None and len(exclude) != len(frame):
             raise ValueError(f"exclude must have one list for each of the {len(frame)} queries, got {len(exclude)}.")
         vectors = embed(self.bundle.model.query, self.bundle.preprocessor.transform(frame.select(needed)))
-        return self._table(*self._index.search(vectors, self._at_most(k), self._pairs(exclude or [])))
+        return self._table(*self._index.search(vectors, self._at_most(k), exclude=self._pairs(exclude or [])))
 
     def score_queries(self, queries: Queries, candidates: Dataset) -> ScoreQueries:
         """The scores of raw candidates for raw queries, as an Evaluator on raw tables asks them.
@@ -128,7 +128,7 @@ class Retriever:
             raise ValueError(f"no item has the id {unknown[0]!r} ({len(unknown)} of {len(item_ids)} ids are unknown).")
         places = torch.tensor([self._position[raw] for raw in item_ids], dtype=torch.int64)
         itself = torch.stack([torch.arange(len(places)), places], dim=1)
-        return self._table(*self._unit.search(self._unit.vectors[places], self._at_most(k), itself))
+        return self._table(*self._unit.search(self._unit.vectors_of(places), self._at_most(k), exclude=itself))
 
     def _at_most(self, k: int) -> int:
         if k < 1:
@@ -148,7 +148,7 @@ class Retriever:
                 "score": scores.reshape(-1).numpy(),
             }
         )
-        items = self.bundle.items[places.reshape(-1).numpy()]
+        items = self.bundle.items[places.clamp(min=0).reshape(-1).numpy()]
         return pl.concat([ranked, items], how="horizontal").filter(pl.col("score").is_finite())
 
 

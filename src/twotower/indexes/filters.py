@@ -1,0 +1,256 @@
+"""Filter: conditions on the attributes of candidates, such as a genre, a price or a date."""
+
+import datetime as dt
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from twotower.errors import unknown
+
+DataType = Any  # of Polars; its classes and instances both serve
+Scalar = str | bool | int | float | dt.date | dt.datetime
+COMPARISONS: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
+    "eq": lambda column, value: column == value,
+    "ne": lambda column, value: column != value,
+    "gt": lambda column, value: column > value,
+    "gte": lambda column, value: column >= value,
+    "lt": lambda column, value: column < value,
+    "lte": lambda column, value: column <= value,
+}
+SETS = ("in", "not_in")
+OPERATORS = (*COMPARISONS, *SETS)
+NEGATIONS = {"ne": "eq", "not_in": "in"}
+RANGES = ("gt", "gte", "lt", "lte")
+INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One column compared with values.
+
+    Args:
+        column: the attribute.
+        operator: of OPERATORS.
+        values: one for a comparison, any number for "in" and "not_in".
+        kind: "text", "flag", "number" or "time"; keeps True apart from 1.
+    """
+
+    column: str
+    operator: str
+    values: tuple[Scalar, ...]
+    kind: str
+
+    @property
+    def operand(self) -> Any:
+        """The list of a set's values, or the one value."""
+        return list(self.values) if self.operator in SETS else self.values[0]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Conditions on the attributes of candidates that must all hold. A missing value meets no condition.
+
+    Two filters with the same conditions are equal, in whatever order they were given.
+
+    Args:
+        conditions: as `parse` gives them.
+
+    Example:
+        >>> films = pl.DataFrame({"year": [1994, 2003, None], "genres": [["Drama"], ["Drama", "War"], ["War"]]})
+        >>> Filter.parse({"genres": "Drama", "year": {"gte": 1990, "lt": 2000}}).mask(films)
+        array([ True, False, False])
+        >>> Filter.parse({"genres": {"in": ["War", "Noir"]}}).mask(films)
+        array([False,  True,  True])
+    """
+
+    conditions: tuple[Condition, ...]
+
+    @classmethod
+    def parse(cls, conditions: Mapping[str, object]) -> "Filter":
+        """A filter from a dict, as JSON holds it.
+
+        Args:
+            conditions: for each attribute a value that it must equal, or a dict of operator to value, all of which must hold:
+                eq, ne, gt, gte, lt, lte with one value; in, not_in with a list. On an attribute that is a list, eq and in ask
+                whether it holds the value, or one of them; ne and not_in whether it does not. Dates are dates or ISO texts.
+
+        Raises:
+            ValueError: no condition, an unknown operator, or a value that no attribute can have.
+        """
+        if not isinstance(conditions, Mapping) or not conditions:
+            raise ValueError(f"a filter is a dict of attribute to value or operators, got {conditions!r}.")
+        found = []
+        for column, asked in conditions.items():
+            operators = asked if isinstance(asked, Mapping) else {"eq": asked}
+            if not operators:
+                raise ValueError(f"the filter of {column!r} is empty: give a value, or one of {', '.join(OPERATORS)}.")
+            found += [_condition(column, operator, value) for operator, value in operators.items()]
+        return cls(tuple(sorted(set(found), key=repr)))
+
+    def mask(self, attributes: pl.DataFrame) -> np.ndarray:
+        """Which rows meet all conditions, (N,) bool.
+
+        Raises:
+            ValueError: an attribute that is not there, or a value that cannot be compared with its column.
+        """
+        exact = [_expression(condition, attributes) for condition in self.conditions]
+        met = attributes.select(pl.all_horizontal(exact).fill_null(False).alias("met"))["met"]
+        return np.array(met.to_numpy(), dtype=bool)
+
+
+def _condition(column: str, operator: str, value: object) -> Condition:
+    if operator not in OPERATORS:
+        raise ValueError(f"the filter of {column!r}: {unknown('operator', str(operator), OPERATORS)}")
+    where = f"the filter {{{column!r}: {{{operator!r}: {value!r}}}}}"
+    if operator in SETS:
+        if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+            raise ValueError(f"{where} needs a list of values.")
+        values = tuple(_scalar(item, where) for item in value)
+    else:
+        if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+            raise ValueError(f"{where} needs one value; {{'in': [...]}} asks for one of several.")
+        values = (_scalar(value, where),)
+    kinds = {kind_of(item) for item in values}
+    if len(kinds) > 1:
+        raise ValueError(f"{where} mixes values of different kinds: {sorted(kinds)}.")
+    kind = kinds.pop() if kinds else "number"
+    if operator in RANGES and kind == "flag":
+        raise ValueError(f"{where}: true and false have no order; use eq or ne.")
+    if operator in SETS:
+        values = tuple(sorted(set(values), key=repr))
+    return Condition(column, operator, values, kind)
+
+
+def _scalar(value: object, where: str) -> Scalar:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        raise ValueError(f"{where}: a missing value meets no condition, so there is nothing to compare with None.")
+    if not isinstance(value, (str, bool, int, float, dt.date)):
+        raise ValueError(f"{where}: values are texts, numbers, true or false, or dates, got a {type(value).__name__}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} cannot be compared with.")
+    if isinstance(value, int) and value not in INT64:
+        raise ValueError(f"{where}: {value} is beyond 64 bits.")
+    return value
+
+
+def kind_of(value: Scalar) -> str:
+    """What a value is, in the words of Condition."""
+    if isinstance(value, bool):
+        return "flag"
+    if isinstance(value, str):
+        return "text"
+    return "number" if isinstance(value, (int, float)) else "time"
+
+
+def column_kind(dtype: DataType) -> str:
+    """What a column's values are, in the words of Condition; "list of ..." for lists, "" for what no filter can ask."""
+    if isinstance(dtype, (pl.List, pl.Array)):
+        inner = column_kind(pl.Series(dtype=dtype.inner).dtype)
+        return f"list of {inner}" if inner in ("text", "flag", "number", "time") else ""
+    if isinstance(dtype, (pl.Date, pl.Datetime)):
+        return "time"
+    if isinstance(dtype, (pl.String, pl.Categorical, pl.Enum)):
+        return "text"
+    if isinstance(dtype, pl.Boolean):
+        return "flag"
+    return "number" if dtype.is_numeric() else ""
+
+
+def checked(condition: Condition, attributes: pl.DataFrame) -> tuple[str, list[Any]]:
+    """The column's kind and the condition's values as the column can be compared with them: ISO texts become datetimes.
+
+    Raises:
+        ValueError: the column is not there, or of another kind than the values.
+    """
+    name = condition.column
+    if name not in attributes.columns:
+        raise ValueError(
+            f"the filter asks for what the candidates lack: {unknown('attribute', name, attributes.columns)}"
+        )
+    dtype = attributes.schema[name]
+    kind = column_kind(dtype)
+    inner = kind.removeprefix("list of ")
+    fits = inner == condition.kind or (inner == "time" and condition.kind == "text") or not condition.values
+    if dtype == pl.Null:
+        return "null", []
+    if not inner or not fits:
+        raise ValueError(
+            f"the filter compares attribute {name!r}, of type {dtype}, with {condition.operand!r}: "
+            + (f"give a {inner}." if inner else "texts, numbers, flags, dates and lists of them can be filtered.")
+        )
+    if kind != inner and condition.operator in RANGES:
+        raise ValueError(
+            f"attribute {name!r} is a list: it can be asked for eq, ne, in and not_in, not {condition.operator}."
+        )
+    if kind != inner and isinstance(dtype, pl.Array) and dtype.shape and len(dtype.shape) > 1:
+        raise ValueError(f"attribute {name!r} holds lists of lists, which cannot be filtered.")
+    return kind, [_time(value, name) for value in condition.values] if inner == "time" else list(condition.values)
+
+
+def _time(value: Any, column: str) -> dt.datetime:
+    """In UTC and without a zone; a date is its midnight."""
+    try:
+        when = dt.datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(
+            f"attribute {column!r} is a date, but {value!r} is no ISO date such as '2024-05-31'."
+        ) from None
+    if not isinstance(when, dt.datetime):
+        return dt.datetime(when.year, when.month, when.day)
+    return when if when.tzinfo is None else when.astimezone(dt.timezone.utc).replace(tzinfo=None)
+
+
+def _plain(column: pl.Expr, dtype: DataType, kind: str) -> pl.Expr:
+    """A column, or the elements of a list column, as values that compare as the filter says."""
+    if kind == "time":
+        if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
+            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+        return column.cast(pl.Datetime("us"))
+    if kind == "text":
+        return column.cast(pl.String)
+    if kind == "flag":
+        return column
+    if dtype.is_float():
+        return column.fill_nan(None)  # which would compare as larger than anything
+    # small integers would not hold what they are compared with
+    return column if dtype == pl.UInt64 else column.cast(pl.Int64 if dtype.is_integer() else pl.Float64)
+
+
+def _expression(condition: Condition, attributes: pl.DataFrame) -> pl.Expr:
+    kind, values = checked(condition, attributes)
+    column, dtype = pl.col(condition.column), attributes.schema[condition.column]
+    if kind == "null":
+        return column.is_not_null()
+    if not kind.startswith("list of "):
+        return _compared(_plain(column, dtype, kind), condition.operator, values, dtype)
+    inner = pl.Series(dtype=dtype.inner).dtype  # type: ignore[attr-defined]
+    lists = column.cast(pl.List(inner)) if isinstance(dtype, pl.Array) else column
+    asked = NEGATIONS.get(condition.operator, condition.operator)
+    element = _compared(_plain(pl.element(), inner, kind.removeprefix("list of ")), asked, values, inner)
+    holds = lists.list.eval(element.fill_null(False)).list.any()
+    return ~holds if condition.operator in NEGATIONS else holds
+
+
+def _compared(column: pl.Expr, operator: str, values: list[Any], dtype: DataType) -> pl.Expr:
+    if dtype.is_integer():
+        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
+    elif dtype.is_numeric():
+        values = [float(value) for value in values]
+    literals = [pl.lit(value, dtype=dtype) if dtype.is_float() else pl.lit(value) for value in values]
+    if operator not in SETS:
+        return COMPARISONS[operator](column, literals[0])
+    if len(values) > 8:
+        if dtype.is_integer():
+            values = [value for value in values if isinstance(value, int) and (value >= 0 or dtype != pl.UInt64)]
+        met = column.is_in(pl.Series(values, dtype=dtype if dtype.is_float() or dtype == pl.UInt64 else None).implode())
+    else:  # one by one, where integers and halves compare as numbers
+        met = column.is_null() & False
+        for literal in literals:
+            met = met | (column == literal)
+    return met if operator == "in" else ~met & column.is_not_null()

@@ -1,0 +1,151 @@
+"""Exact search: every query with every vector that is allowed, and the order of results."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from twotower.evaluation.ranking import top_k
+
+# scores held at once, 16 MB: more would not stay in the processor's cache
+SCORES = 2**22
+# vectors scored at once
+TILE = 65_536
+# candidates kept beyond k, whose order a matrix product's rounding may have changed
+MARGIN = 16
+
+
+def scan(
+    queries: Float[Tensor, "B D"],
+    k: int,
+    vectors: Float[Tensor, "N D"],
+    keys: Int[Tensor, "N"],
+    largest_norm: float,
+    *,
+    banned: Int[Tensor, "pairs 2"] | None = None,
+    mask: Bool[Tensor, "N"] | None = None,
+    tile: int = TILE,
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """The k best of some vectors, best first, of equal ones those with the smaller keys: scores and places.
+
+    The score of a pair is the same float32 number in every batch and among any other vectors: the best k are chosen by a
+    matrix product, whose rounding depends on its size, with all that its rounding leaves open, and their scores then
+    taken one by one.
+
+    Args:
+        queries, vectors, keys: on one device.
+        k: at least 1; beyond the candidates there are, scores are -inf and places -1.
+        largest_norm: at least that of every vector.
+        banned: (pairs, 2) query row and place that must not come for it.
+        mask: the vectors that may come; None for all.
+        tile: vectors scored at once.
+    """
+    parts = []
+    for start in range(0, len(queries), max(1, SCORES // tile)):
+        block = queries[start : start + max(1, SCORES // tile)]
+        mine = None
+        if banned is not None:
+            mine = banned[(banned[:, 0] >= start) & (banned[:, 0] < start + len(block))] - torch.tensor(
+                [start, 0], device=banned.device
+            )
+        parts.append(_scan_block(block, k, vectors, keys, largest_norm, mine, mask, tile, k + MARGIN))
+    return torch.cat([scores for scores, _ in parts]), torch.cat([places for _, places in parts])
+
+
+def _scan_block(
+    queries: Tensor,
+    k: int,
+    vectors: Tensor,
+    keys: Tensor,
+    largest_norm: float,
+    banned: Tensor | None,
+    mask: Tensor | None,
+    tile: int,
+    width: int,
+) -> tuple[Tensor, Tensor]:
+    rough, places = _widest(queries, min(width, len(vectors)), vectors, banned, mask, tile)
+    found = ordered(queries, rough, places, vectors, keys, k)
+    if width >= len(vectors):
+        return found
+    # a float32 product of D terms, in any order, is wrong by less than D * 2^-24 * |q| |v|: twice that for a rough score
+    # and its exact one, and twice again for the candidate at place k
+    slack = 4 * queries.shape[1] * 2.0**-24 * largest_norm * queries.norm(dim=1)
+    last = rough[:, -1]
+    crowded = torch.nonzero((last > -torch.inf) & (last >= rough[:, k - 1] - slack)).flatten()
+    if len(crowded):
+        mine = None
+        if banned is not None:
+            row = torch.full((len(queries),), -1, device=banned.device)
+            row[crowded] = torch.arange(len(crowded), device=banned.device)
+            mine = torch.stack([row[banned[:, 0]], banned[:, 1]], dim=1)
+            mine = mine[mine[:, 0] >= 0]
+        wider = _scan_block(queries[crowded], k, vectors, keys, largest_norm, mine, mask, tile, 8 * width)
+        found[0][crowded], found[1][crowded] = wider
+    return found
+
+
+def _widest(
+    queries: Tensor, width: int, vectors: Tensor, banned: Tensor | None, mask: Tensor | None, tile: int
+) -> tuple[Tensor, Tensor]:
+    """The `width` largest of the matrix product's scores, in any order of equal ones."""
+    best: tuple[Tensor, Tensor] | None = None
+    for start in range(0, len(vectors), tile):
+        scores = queries @ vectors[start : start + tile].T
+        if mask is not None:
+            scores.masked_fill_(~mask[start : start + tile], -torch.inf)
+        if banned is not None:
+            here = banned[(banned[:, 1] >= start) & (banned[:, 1] < start + tile)]
+            scores[here[:, 0], here[:, 1] - start] = -torch.inf
+        values, places = top_k(scores, min(width, scores.shape[1]))
+        if best is not None:
+            values, places = torch.cat([best[0], values], 1), torch.cat([best[1], places + start], 1)
+            values, order = values.topk(min(width, values.shape[1]), dim=1)
+            places = places.gather(1, order)
+        best = (values, places)
+    assert best is not None  # there is at least one vector
+    return best
+
+
+def ordered(
+    queries: Float[Tensor, "B D"],
+    rough: Float[Tensor, "B W"],
+    places: Int[Tensor, "B W"],
+    vectors: Float[Tensor, "N D"],
+    keys: Int[Tensor, "N"],
+    k: int,
+) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
+    """The k best of some candidates of each query, by their own scores and then their keys; -inf and -1 for none.
+
+    Args:
+        rough: -inf for a place that does not count.
+        places: of the vectors; anything in range where it does not count.
+    """
+    scores = inner(queries, places, vectors).masked_fill_(rough == -torch.inf, -torch.inf)
+    by_key = keys[places].argsort(dim=1, stable=True)
+    best, order = scores.gather(1, by_key).sort(dim=1, descending=True, stable=True)
+    best, chosen = best[:, :k], places.gather(1, by_key.gather(1, order))[:, :k]
+    short = k - best.shape[1]
+    if short > 0:
+        best = torch.nn.functional.pad(best, (0, short), value=-torch.inf)
+        chosen = torch.nn.functional.pad(chosen, (0, short), value=-1)
+    return best, chosen.masked_fill(best == -torch.inf, -1)
+
+
+def inner(
+    queries: Float[Tensor, "B D"], places: Int[Tensor, "B W"], vectors: Float[Tensor, "N D"]
+) -> Float[Tensor, "B W"]:
+    """The inner product of each query with its own candidates, each by itself."""
+    rows = max(1, 2**18 // max(1, places.shape[1] * vectors.shape[1]))
+    if vectors.device.type == "cpu":  # NumPy's loop is three times as fast as what PyTorch offers for this
+        table, asked, at = vectors.numpy(), queries.numpy(), places.numpy()
+        scores = np.empty(at.shape, dtype=np.float32)
+        for start in range(0, len(at), rows):
+            part = slice(start, start + rows)
+            np.einsum("bwd,bd->bw", table[at[part]], asked[part], out=scores[part])
+        return torch.from_numpy(scores)
+    rows *= 64
+    parts = [
+        (vectors[at] * asked[:, None]).sum(-1)
+        for at, asked in zip(places.split(rows), queries.split(rows), strict=True)
+    ]
+    return torch.cat(parts)
