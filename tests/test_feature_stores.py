@@ -77,6 +77,15 @@ def test_put_replaces_and_adds_and_remove_forgets(make: Make) -> None:
     assert store.look_up([3, 7]).known == [False, True]
 
 
+def test_any_store_can_be_written_as_a_file(make: Make, tmp_path: Path) -> None:
+    store = make(USERS, "user")
+    store.write_sqlite(tmp_path / "copy.sqlite")
+    copy = tt.SQLiteFeatures(tmp_path / "copy.sqlite", read_only=True)
+    one, other = (s.look_up([1, 2, 3]) for s in (store, copy))
+    assert one.rows.equals(other.rows)
+    assert (one.seen, one.known) == (other.seen, other.known)
+
+
 def test_string_keys_and_no_seen(make: Make) -> None:
     store = make(pl.DataFrame({"who": ["1", "ü:*", ""], "n": [1, 2, 3]}), "who")
     found = store.look_up(["ü:*", "", "2"])

@@ -1,4 +1,4 @@
-"""Raw queries in, raw ids out; the same after save and load; a damaged bundle is refused."""
+"""Raw queries in, raw ids out, by query, user, history and item."""
 
 import polars as pl
 import pytest
@@ -12,6 +12,9 @@ EVENTS = pl.DataFrame(
 )
 ITEMS = pl.DataFrame({"item_id": [3_000_000_000 + i for i in range(11)], "price": [float(i) for i in range(11)]})
 ITEMS = ITEMS.with_columns(title=pl.lit("film ") + pl.col("price").cast(pl.Int64).cast(pl.String))
+
+
+USERS = pl.DataFrame({"user_id": [f"u{n}" for n in range(7)], "seen": [[3_000_000_000 + n, 5] for n in range(7)]})
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def retriever() -> tt.Retriever:
     query, candidate = (tt.Encoder(train.schema.select_by_tag(t), tt.MLPBlock([8])) for t in (Tags.USER, Tags.ITEM))
     model = tt.TwoTowerModelV2(query, candidate)
     model.fit(train, epochs=2, batch_size=16, verbose=False, catalog=preprocessor.transform(ITEMS))
-    return tt.Retriever(model, preprocessor, ITEMS)
+    return tt.Retriever(model, preprocessor, ITEMS, users=tt.ParquetFeatures(USERS, key="user_id"))
 
 
 def test_recommendations_are_the_towers_dot_products(retriever: tt.Retriever) -> None:
@@ -74,7 +77,7 @@ def test_similar_items_by_cosine(retriever: tt.Retriever) -> None:
 
 
 def test_wrong_queries_say_so(retriever: tt.Retriever) -> None:
-    with pytest.raises(ValueError, match=r"a query needs \['user_id'\], but these queries have \['user'\]"):
+    with pytest.raises(ValueError, match=r"a query needs \['user_id'\], but one has \['user'\]: 'user_id' is missing"):
         retriever.recommend([{"user": "u1"}])
     with pytest.raises(ValueError, match=r"but these queries have .* and 0 rows"):
         retriever.recommend([])
@@ -84,22 +87,6 @@ def test_wrong_queries_say_so(retriever: tt.Retriever) -> None:
         retriever.recommend([{"user_id": 3}])
     with pytest.raises(ValueError, match="a different id in each row; found 11 distinct of 22"):
         tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, pl.concat([ITEMS, ITEMS]))
-
-
-@pytest.mark.parametrize("name", ["vectors.safetensors", "model/weights.safetensors", "items.parquet"])
-@pytest.mark.parametrize("harm", ["cut", "flip", "remove"])
-def test_a_damaged_bundle_is_refused_by_name(name: str, harm: str, retriever: tt.Retriever, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    retriever.save(tmp_path / "bundle")
-    file = tmp_path / "bundle" / name
-    content = file.read_bytes()
-    if harm == "remove":
-        file.unlink()
-    else:
-        file.write_bytes(content[:-1] if harm == "cut" else content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(ValueError, match=f"is damaged: {name} is missing|{name} was changed or cut short"):
-        tt.Retriever.load(tmp_path / "bundle")
-    with pytest.raises(ValueError, match="no bundle at"):
-        tt.Retriever.load(tmp_path)
 
 
 def test_one_query_needs_no_list(retriever: tt.Retriever) -> None:
@@ -121,3 +108,106 @@ def test_codes_of_another_preprocessor_are_refused(retriever: tt.Retriever) -> N
     grown = own.extend({"user_id": ["newcomer"]})
     with pytest.raises(ValueError, match="after preprocessor.extend, call model.extend"):
         tt.Retriever(model, grown, ITEMS)
+
+
+def test_users_are_looked_up_and_do_not_get_what_they_have_seen(retriever: tt.Retriever) -> None:
+    asked = ["u5", "u1", "u5"]
+    found = retriever.recommend_users(asked, k=4)
+    by_hand = retriever.recommend(
+        [{"user_id": u} for u in asked], k=4, exclude=[[3_000_000_005], [3_000_000_001], [3_000_000_005]]
+    )
+    assert found.equals(by_hand)
+    again = retriever.recommend_users(asked, k=4, seen=True)
+    assert again.equals(retriever.recommend([{"user_id": u} for u in asked], k=4))
+    more = retriever.recommend_users(["u5"], k=11, exclude=[[3_000_000_001]])
+    assert set(ITEMS["item_id"]) - set(more["item_id"]) == {3_000_000_001, 3_000_000_005}
+    with pytest.raises(ValueError, match="nothing is known of 1 of 2 users, such as 'who'"):
+        retriever.recommend_users(["u1", "who"])
+    with pytest.raises(ValueError, match="there is no feature store"):
+        bare = tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, ITEMS)
+        bare.recommend_users(["u1"])
+    with pytest.raises(ValueError, match=r"the feature store lacks \['user_id'\]"):
+        users = tt.ParquetFeatures({"id": [1]}, key="id")
+        tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, ITEMS, users=users)
+
+
+def test_filters_and_whitelists_are_the_ranking_with_the_others_struck_out(retriever: tt.Retriever) -> None:
+    everything = retriever.recommend([{"user_id": "u3"}, {"user_id": None}], k=11)
+    dear = retriever.recommend(
+        [{"user_id": "u3"}, {"user_id": None}], k=4, where={"price": {"gte": 4}, "title": {"ne": "film 7"}}
+    )
+    expected = everything.filter((pl.col("price") >= 4) & (pl.col("title") != "film 7"))
+    expected = expected.with_columns(rank=pl.col("query").cum_count().over("query").cast(pl.Int64)).filter(
+        pl.col("rank") <= 4
+    )
+    assert dear.equals(expected)
+    some = [3_000_000_002, 3_000_000_009, 77]
+    assert set(retriever.recommend([{"user_id": "u3"}], only=some)["item_id"]) == set(some[:2])
+    near = retriever.similar([3_000_000_002], where={"price": {"lt": 4}})
+    assert sorted(near["price"]) == [0.0, 1.0, 3.0]
+    assert near["score"].is_sorted(descending=True)
+    with pytest.raises(ValueError, match="unknown attribute 'prise'"):
+        retriever.recommend([{"user_id": "u3"}], where={"prise": 3})
+
+
+def test_a_history_without_a_tower_that_reads_it_goes_by_its_items(retriever: tt.Retriever) -> None:
+    history = [3_000_000_002, 3_000_000_007]
+    found = retriever.recommend_histories([history, history[:1]], k=5)
+    unit = torch.nn.functional.normalize(retriever.bundle.vectors, dim=1)
+    near = unit @ torch.nn.functional.normalize((unit[2] + unit[7]) / 2, dim=0)
+    near[[2, 7]] = -2
+    assert found["item_id"][:5].to_list() == [3_000_000_000 + i for i in near.topk(5).indices.tolist()]
+    assert found["score"][:5].to_list() == pytest.approx(near.topk(5).values.tolist(), abs=1e-6)
+    assert found["item_id"][5:].to_list() == retriever.similar(history[:1], k=5)["item_id"].to_list()
+    assert 3_000_000_002 in retriever.recommend_histories([history], seen=True)["item_id"]
+    with pytest.raises(ValueError, match="no item has the id 5"):
+        retriever.recommend_histories([[5]])
+    with pytest.raises(ValueError, match="a history is empty"):
+        retriever.recommend_histories([[]])
+
+
+def test_a_history_goes_through_a_tower_that_reads_it() -> None:
+    columns = {
+        "item_id": Categorical(Tags.ITEM_ID),
+        "past": Categorical(Tags.USER, share="item_id"),
+        "age": Numeric(Tags.USER),
+    }
+    events = EVENTS.with_columns(past=pl.lit([3_000_000_001, 3_000_000_002]), age=pl.lit(30.0))
+    preprocessor = tt.Preprocessor(columns).fit(events, ITEMS.select("item_id"))
+    query, candidate = (
+        tt.Encoder(preprocessor.schema.select_by_tag(t), tt.MLPBlock([8])) for t in (Tags.USER, Tags.ITEM)
+    )
+    retriever = tt.Retriever(tt.TwoTowerModelV2(query, candidate), preprocessor, ITEMS)
+    assert retriever.history_column == "past"
+    history = [3_000_000_004, 3_000_000_009]
+    found = retriever.recommend_histories([history], k=3)
+    by_hand = retriever.recommend([{"past": history, "age": None}], k=3, exclude=[history])
+    assert found.equals(by_hand)
+    assert not found["item_id"].is_in(history).any()
+
+
+def test_an_answer_does_not_depend_on_who_else_asks(retriever: tt.Retriever) -> None:
+    """Bit for bit: the same query alone, with another, and among many."""
+    many = [{"user_id": f"u{n % 8}"} for n in range(100)]
+    together = retriever.recommend(many, k=5)
+    for rows in (1, 2, 3, 7, 31, 33):
+        some = retriever.recommend(many[:rows], k=5)
+        assert some.equals(together.filter(pl.col("query") < rows))
+
+
+@pytest.mark.parametrize(
+    ("queries", "says"),
+    [
+        ([{"user_id": "u1"}, {"user_id": 3}], "values of several types: int, str"),
+        ([{"user_id": "u1"}, {}], r"one has \[\]: 'user_id' is missing"),
+        ([{"user_id": "u1", "agee": 3}], "unknown column 'agee'"),
+        ([{"user_id": {"a": 1}}], "holds Struct"),
+        ([{"user_id": ["u1"]}], "user_id"),
+        (["u1"], "got a list with a str"),
+    ],
+)
+def test_nothing_in_a_query_is_ignored_or_made_to_fit(
+    queries: list[object], says: str, retriever: tt.Retriever
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        retriever.recommend(queries)  # type: ignore[arg-type]

@@ -1,26 +1,48 @@
 """Bundle: everything that answers a raw query, in one folder with a manifest.
 
-manifest.json lists every other file with its SHA-256; `load` verifies them before it reads anything else. The folder
-is written aside and renamed, so that a crash leaves the old bundle whole.
+    manifest.json            format, library version, hash of the schema, and the SHA-256 and size of every other file
+    model/                   towers: structure as JSON, weights as safetensors
+    preprocessor/            vocabularies and scales
+    items.parquet            raw ids and display fields of the candidates, with their keys in the index
+    index/                   the candidates' vectors and what finds them; built-from.json says from which tower and items
+    users.sqlite             features of users by id, if there are any
+    metrics.json             what was measured before it was saved
+
+`load_bundle` verifies all of it before anything is used. The folder is written aside and changes places with an older one at
+once, so that a crash leaves the old bundle whole. Nothing in it is a pickle.
 """
 
+import datetime
 import hashlib
 import importlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
-import safetensors.torch
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from twotower.data.preprocessor import Preprocessor
-from twotower.files import PathLike, folder_written_aside
+from twotower.encoder import embed
+from twotower.feature_stores.base import FeatureStore
+from twotower.feature_stores.sqlite import SQLiteFeatures
+from twotower.files import PathLike, folder_written_aside, restore_folder
+from twotower.indexes.base import Index
+from twotower.indexes.kinds import load_index
 from twotower.models.base import RetrievalModelV2
+from twotower.schema import Schema
+from twotower.schema_io import schema_to_json
 
-FORMAT = 1
+FORMAT = 2
+KEY = "__key"  # the column of items.parquet that says under which key the index holds an item
+MADE_FROM = ("model/weights.safetensors", "preprocessor/preprocessor.json", "items.parquet")
+AGAIN = "save the bundle again, as a whole."
+CHECKED_ITEMS = 4  # encoded again when a bundle is loaded
+TOLERANCE = 1e-3  # of their vectors: another processor rounds otherwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,63 +52,188 @@ class Bundle:
     Args:
         model: the trained model.
         preprocessor: encodes raw queries as it encoded the training data.
-        items: (N rows) raw ids and display fields of the candidates.
-        vectors: (N, D) the candidates' vectors, row for row.
+        items: (N rows) raw ids, what the candidate tower reads, and display fields of the candidates.
+        keys: (N,) int64, under which the index holds each item.
+        index: the candidates' vectors.
+        users: features of users by their id, if there are any.
+        metrics: what was measured, by name.
+
+    Raises:
+        ValueError: model and preprocessor know other ids, or the index holds other candidates than the items.
     """
 
     model: RetrievalModelV2
     preprocessor: Preprocessor
     items: pl.DataFrame
-    vectors: Float[Tensor, "N D"]
+    keys: Tensor
+    index: Index
+    users: FeatureStore | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_ids(self.model.input_schema, self.preprocessor.schema)
+        if self.index.dim != self.model.candidate.dim:
+            raise ValueError(
+                f"the index holds vectors of width {self.index.dim}, but the candidate tower gives "
+                f"{self.model.candidate.dim}: they do not belong together. Build the index from this model's candidates."
+            )
+        if len(self.items) != len(self.keys) or len(self.index) != len(self.keys):
+            raise ValueError(
+                f"the index holds {len(self.index)} candidates, but there are {len(self.items)} items with "
+                f"{len(self.keys)} keys: they do not belong together. Build the index from these items."
+            )
+
+    @property
+    def vectors(self) -> Float[Tensor, "N D"]:
+        """The candidates' vectors, row for row with `items`."""
+        return self.index.vectors_of(self.keys)
 
 
 def save_bundle(bundle: Bundle, path: PathLike) -> None:
-    """Write the folder; an older bundle at the path is replaced only when the new one is complete."""
+    """Write the folder; an older bundle at the path is replaced only when the new one is complete.
+
+    Raises:
+        ValueError: something else stands at the path.
+    """
     with folder_written_aside(path, "manifest.json") as folder:
         bundle.model.save(folder / "model")
         bundle.preprocessor.save(folder / "preprocessor")
-        bundle.items.write_parquet(folder / "items.parquet")
-        safetensors.torch.save_file({"vectors": bundle.vectors.contiguous()}, folder / "vectors.safetensors")
+        bundle.items.with_columns(pl.Series(KEY, bundle.keys.numpy())).write_parquet(folder / "items.parquet")
+        bundle.index.save(folder / "index")
+        made_from = {name: _sha256(folder / name) for name in MADE_FROM}
+        (folder / "index" / "built-from.json").write_text(json.dumps(made_from, indent=1))
+        if bundle.users is not None:
+            bundle.users.write_sqlite(folder / "users.sqlite")
+        (folder / "metrics.json").write_text(json.dumps(dict(bundle.metrics), indent=1))
+        files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
         manifest = {
             "format": FORMAT,
             "twotower": importlib.import_module("twotower").__version__,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "candidate_id": bundle.model.candidate_id.name,
-            "files": {str(f.relative_to(folder)): _sha256(f) for f in sorted(folder.rglob("*")) if f.is_file()},
+            "items": len(bundle.items),
+            "schema": _schema_hash(bundle.model.input_schema),
+            "files": {
+                f.relative_to(folder).as_posix(): {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in files
+            },
         }
-        (folder / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
 def load_bundle(path: PathLike, custom_objects: Mapping[str, type] | None = None) -> Bundle:
-    """Read a bundle; classes of your own that the model is built from by name in `custom_objects`.
+    """Read and verify a bundle.
+
+    Args:
+        path: the folder.
+        custom_objects: classes of your own that the model is built from, by name.
 
     Raises:
-        ValueError: no manifest, another format, or a file that is missing or differs from the manifest.
+        ValueError: no manifest, another format, a file that is missing, changed or too many, or parts that do not belong
+            together; the part is named.
     """
     folder = Path(path)
-    if not (folder / "manifest.json").exists():
-        raise ValueError(f"no bundle at {folder}: manifest.json is missing. Give the folder that save() wrote.")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    if manifest["format"] != FORMAT:
+    manifest = _verified(folder)
+    model = RetrievalModelV2.load(folder / "model", custom_objects)
+    if _schema_hash(model.input_schema) != manifest["schema"]:
         raise ValueError(
-            f"the bundle at {folder} has format {manifest['format']}, written by twotower {manifest['twotower']}; this "
-            f"version reads {FORMAT}."
+            f"the model in the bundle at {folder} reads another schema than the bundle was saved with: {AGAIN}"
         )
-    for name, expected in manifest["files"].items():
-        file = folder / name
-        if not file.exists() or _sha256(file) != expected:
-            state = "is missing" if not file.exists() else "was changed or cut short"
-            raise ValueError(f"the bundle at {folder} is damaged: {name} {state}. Save the bundle again.")
-    items = pl.read_parquet(folder / "items.parquet")
-    vectors = safetensors.torch.load_file(folder / "vectors.safetensors")["vectors"]
-    if len(items) != len(vectors):
-        raise ValueError(f"the bundle at {folder} is mixed up: {len(items)} items, but {len(vectors)} vectors.")
-    return Bundle(
-        RetrievalModelV2.load(folder / "model", custom_objects),
+    table = pl.read_parquet(folder / "items.parquet")
+    users = folder / "users.sqlite"
+    bundle = Bundle(
+        model,
         Preprocessor.load(folder / "preprocessor"),
-        items,
-        vectors,
+        table.drop(KEY),
+        torch.from_numpy(table[KEY].to_numpy().copy()),
+        load_index(folder / "index"),
+        SQLiteFeatures(users, read_only=True) if users.exists() else None,
+        json.loads((folder / "metrics.json").read_text()),
     )
+    _check_vectors(bundle, folder)
+    return bundle
+
+
+def read_manifest(path: PathLike) -> dict[str, Any]:
+    """manifest.json of a bundle, not verified.
+
+    Raises:
+        ValueError: no manifest, or one of another format.
+    """
+    restore_folder(path)
+    file = Path(path) / "manifest.json"
+    if not file.exists():
+        raise ValueError(f"no bundle at {path}: manifest.json is missing. Give the folder that save() wrote.")
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(
+            f"the bundle at {path} is damaged: manifest.json was changed or cut short ({error})."
+        ) from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(
+            f"the bundle at {path} has format {manifest.get('format')}, written by twotower {manifest.get('twotower')}; this "
+            f"version reads {FORMAT}. Save it again with this version."
+        )
+    return manifest
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was compared with it."""
+    manifest = read_manifest(folder)
+    there = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} - {"manifest.json"}
+    extra = sorted(there - set(manifest["files"]))
+    if extra:
+        raise ValueError(
+            f"the bundle at {folder} holds {extra[0]}, which its manifest does not know. Remove it, or {AGAIN}"
+        )
+    hashes: dict[str, str] = {}
+    for name, expected in manifest["files"].items():
+        hashes[name] = _sha256(folder / name) if name in there else ""
+        if hashes[name] != expected["sha256"]:
+            state = "is missing" if name not in there else "was changed or cut short"
+            raise ValueError(f"the bundle at {folder} is damaged: {name} {state}. Save the bundle again.")
+    for name, made_from in json.loads((folder / "index" / "built-from.json").read_text()).items():
+        if hashes[name] != made_from:
+            raise ValueError(
+                f"the index in the bundle at {folder} was built from another {name} than the bundle holds: their vectors would not "
+                f"belong together. Build the index anew with Retriever(model, preprocessor, items), and {AGAIN}"
+            )
+    return manifest
+
+
+def _check_vectors(bundle: Bundle, folder: Path) -> None:
+    """The tower must still give the vectors that the index holds."""
+    some = bundle.items.head(CHECKED_ITEMS)
+    now = embed(bundle.model.candidate, bundle.preprocessor.transform(some))
+    held = bundle.index.vectors_of(bundle.keys[:CHECKED_ITEMS])
+    if not torch.allclose(now, held, rtol=TOLERANCE, atol=TOLERANCE * float(held.abs().max())):
+        raise ValueError(
+            f"the candidate tower in the bundle at {folder} gives other vectors than its index holds, by up to "
+            f"{float((now - held).abs().max()):.2g}: {AGAIN}"
+        )
+
+
+def _check_ids(model: Schema, preprocessor: Schema) -> None:
+    """ValueError when the model was trained on other codes than the Preprocessor gives."""
+    for column in model:
+        if column.name not in preprocessor:
+            continue
+        given = preprocessor[column.name]
+        trained, now = ((c.int_domain, c.properties.get("vocabulary")) for c in (column, given))
+        if trained != now and trained[1] is not None:
+            raise ValueError(
+                f"column {column.name!r} was trained on other ids than this Preprocessor gives ({trained} against {now}). Give the "
+                "Preprocessor of the training data; after preprocessor.extend, call model.extend(preprocessor.schema) first."
+            )
+
+
+def _schema_hash(schema: Schema) -> str:
+    return hashlib.sha256(schema_to_json(schema).encode()).hexdigest()
 
 
 def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,9 +1,10 @@
 """Writing that a crash cannot leave half done: write aside, flush, rename."""
 
+import ctypes
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def remove_asides(folder: PathLike, name: str) -> None:
 
 @contextmanager
 def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
-    """The same for a folder. One that stands at `path` is replaced in two renames, and put back on failure.
+    """The same for a folder. One that stands at `path` changes places with the new one at once, where the system can do that
+    (Linux, macOS); elsewhere it is moved away before, and put back on failure.
 
     Raises:
         ValueError: something else stands at `path`: a file, or a folder that holds files but not the `marker`, the file
@@ -47,28 +49,86 @@ def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
             "replaced as a whole. Give a path of its own."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    old = aside.with_name(aside.name + ".old")
+    restore_folder(target)
+    _remove_folders_of_the_dead(target)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{os.getpid()}")
     aside.mkdir()
     try:
         yield aside
-        for file in aside.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for place in [*aside.rglob("*"), aside]:
+            _flush(place)
         if target.exists():
-            os.rename(target, old)
-        try:
+            _exchange(aside, target)
+        else:
             os.rename(aside, target)
-        except BaseException:
-            if old.exists():
-                os.rename(old, target)
-            raise
+        _flush(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(aside: Path, target: Path) -> None:
+    """The two folders change places."""
+    call = _exchange_call()
+    if call is not None and call(os.fsencode(aside), os.fsencode(target)) == 0:
+        return
+    old = aside.with_name(aside.name + ".old")
+    os.rename(target, old)
+    try:
+        os.rename(aside, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange_call() -> Callable[[bytes, bytes], int] | None:
+    """The system's call that exchanges two paths and gives 0; None where there is none."""
+    if os.name != "posix":
+        return None
+    library = ctypes.CDLL(None)
+    if hasattr(library, "renameat2"):  # Linux: RENAME_EXCHANGE is 2, AT_FDCWD -100
+        return lambda one, other: int(library.renameat2(-100, one, -100, other, 2))
+    if hasattr(library, "renamex_np"):  # macOS: RENAME_SWAP is 2
+        return lambda one, other: int(library.renamex_np(one, other, 2))
+    return None
+
+
+def restore_folder(path: PathLike) -> None:
+    """Put back a folder whose writer was killed between two renames, on a system that cannot exchange folders at once."""
+    target = Path(path).resolve()
+    if not target.exists():
+        for left in _left_by_the_dead(target):
+            if left.name.endswith(".old"):
+                os.rename(left, target)
+                return
+
+
+def _remove_folders_of_the_dead(target: Path) -> None:
+    """Delete what writers to this path that were killed left beside it."""
+    for left in _left_by_the_dead(target):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _left_by_the_dead(target: Path) -> list[Path]:
+    asides = target.parent.glob(f".{target.name}.{'[0-9a-f]' * 32}.*")
+    return [left for left in asides if not _runs(int(left.name.removesuffix(".old").rpartition(".")[2]))]
+
+
+def _runs(process: int) -> bool:
+    if os.name != "posix":  # there is no way to ask that does no harm
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # folders can only be flushed there
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -16,10 +16,12 @@ from twotower.data.leaks import check_leaks
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor
+from twotower.experiment.features import user_features
 from twotower.experiment.folder import Run, check_writable, find_run, make_folder
 from twotower.experiment.measuring import MODEL, RawRanker, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
+from twotower.feature_stores.parquet import ParquetFeatures
 from twotower.files import PathLike, written_aside
 from twotower.models.base import RetrievalModelV2
 from twotower.serving.retriever import Retriever
@@ -261,11 +263,11 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
     epochs = pl.DataFrame({"epoch": range(1, history.epochs + 1)} | {n: list(v) for n, v in history.history.items()})
     with written_aside(run.folder / "history.csv") as aside:
         epochs.write_csv(aside)
-    retriever = Retriever(model, preprocessor, tables.items)
-    if not run.config.training.refit:
-        retriever.save(run.folder / "bundle")
     say("measuring the model on the validation part")
+    retriever = Retriever(model, preprocessor, tables.items)
     evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
+    if not run.config.training.refit:
+        _save_bundle(run, tables, model, preprocessor, evaluation)
     evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
 
 
@@ -279,7 +281,17 @@ def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) ->
     model, _ = fit_model(
         run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
     )
-    Retriever(model, preprocessor, tables.items).save(run.folder / "bundle")
+    _save_bundle(run, tables, model, preprocessor, run.evaluations("validation")[0])
+
+
+def _save_bundle(
+    run: Run, tables: Tables, model: RetrievalModelV2, preprocessor: Preprocessor, evaluation: Evaluation
+) -> None:
+    """What serves the model: with all that is known of the users, and what it was worth on the validation part."""
+    known = user_features(run.config, tables, model, preprocessor)
+    users = ParquetFeatures(known, key=run.config.data.user)
+    retriever = Retriever(model, preprocessor, tables.items, users=users, metrics=evaluation.means())
+    retriever.save(run.folder / "bundle")
 
 
 def best_epoch(config: Config, history: pl.DataFrame) -> int:

@@ -9,6 +9,7 @@ import polars as pl
 
 from twotower.data.dataset import Dataset, Source
 from twotower.errors import unknown
+from twotower.files import PathLike
 
 RawId = int | str
 SEEN = "seen"
@@ -63,6 +64,10 @@ class FeatureStore(ABC):
     @abstractmethod
     def remove(self, ids: Sequence[RawId]) -> None:
         """Forget ids; those that are not known are passed over."""
+
+    @abstractmethod
+    def write_sqlite(self, path: PathLike) -> None:
+        """Write all of it as a file that SQLiteFeatures reads."""
 
     def look_up(self, ids: Sequence[RawId]) -> Features:
         """The features of each id, in the order given; ids may repeat.

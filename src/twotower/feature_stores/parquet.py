@@ -6,6 +6,8 @@ import polars as pl
 
 from twotower.data.dataset import Dataset, Source
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.feature_stores.sqlite import SQLiteFeatures
+from twotower.files import PathLike
 
 
 class ParquetFeatures(FeatureStore):
@@ -49,3 +51,6 @@ class ParquetFeatures(FeatureStore):
     def remove(self, ids: Sequence[RawId]) -> None:
         gone = pl.Series(self.check_ids(ids), dtype=self.schema[self.key])
         self._take(self._frame.filter(~pl.col(self.key).is_in(gone.implode())))
+
+    def write_sqlite(self, path: PathLike) -> None:
+        SQLiteFeatures.create(path, self._frame, self.key)

@@ -10,6 +10,8 @@ import polars as pl
 from twotower.data.dataset import Dataset, Source
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
+from twotower.feature_stores.sqlite import SQLiteFeatures
+from twotower.files import PathLike
 
 AT_ONCE = 10_000
 
@@ -75,6 +77,16 @@ class RedisFeatures(FeatureStore):
         names = [f"{self.prefix}:{raw}" for raw in self.check_ids(ids)]
         if names:
             self._client.delete(*names)
+
+    def write_sqlite(self, path: PathLike) -> None:
+        names = list(self._client.scan_iter(f"{self.prefix}:*", count=AT_ONCE))
+        texts = [
+            text
+            for start in range(0, len(names), AT_ONCE)
+            for text in self._client.mget(names[start : start + AT_ONCE])
+        ]
+        rows = [json.loads(text) for text in texts if text is not None]
+        SQLiteFeatures.create(path, from_cells(rows, self.schema), self.key)
 
 
 def _connected(client: Any) -> Any:

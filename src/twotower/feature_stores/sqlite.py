@@ -104,6 +104,10 @@ class SQLiteFeatures(FeatureStore):
         with self._connection() as database:
             database.executemany(f"DELETE FROM features WHERE {_quoted(self.key)} = ?", checked)
 
+    def write_sqlite(self, path: PathLike) -> None:
+        with written_aside(path) as file:
+            self._connection().execute("VACUUM INTO ?", [str(file)])
+
     def _check_writable(self) -> None:
         if self.read_only:
             raise ValueError(
