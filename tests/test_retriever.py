@@ -180,9 +180,11 @@ def test_a_history_goes_through_a_tower_that_reads_it() -> None:
     retriever = tt.Retriever(tt.TwoTowerModelV2(query, candidate), preprocessor, ITEMS)
     assert retriever.history_column == "past"
     history = [3_000_000_004, 3_000_000_009]
-    found = retriever.recommend_histories([history], k=3)
-    by_hand = retriever.recommend([{"past": history, "age": None}], k=3, exclude=[history])
+    found = retriever.recommend_histories([history], k=3, context={"age": 31.0})
+    by_hand = retriever.recommend([{"past": history, "age": 31.0}], k=3, exclude=[history])
     assert found.equals(by_hand)
+    with pytest.raises(ValueError, match="column 'age' has .* missing numbers"):
+        retriever.recommend_histories([history])
     assert not found["item_id"].is_in(history).any()
 
 

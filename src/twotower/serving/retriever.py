@@ -182,25 +182,27 @@ class Retriever:
         k: int = 10,
         exclude: Sequence[Sequence[RawId]] | None = None,
         *,
+        context: Query | None = None,
         seen: bool = False,
         only: Sequence[RawId] | None = None,
         where: Where | None = None,
     ) -> pl.DataFrame:
         """The best k items for people of whom only some items are known, the latest last.
 
-        A query tower that reads such a history gets it, and None for its other columns. Any other tower is passed over: the
-        items nearest to the mean of the history's items by cosine.
+        A query tower that reads such a history gets it, with the context, and None for its other columns. Any other tower is
+        passed over: the items nearest to the mean of the history's items by cosine.
 
         Args:
             histories: lists of raw item ids.
             k, exclude, only, where: as in `recommend`.
+            context: other raw columns of these queries, such as the time.
             seen: whether the history's own items may come.
 
         Raises:
-            ValueError: an id that is no item.
+            ValueError: an id that is no item; a column that may not be missing is not in the context.
         """
         hidden = exclude if seen else _joined(histories, exclude)
-        vectors = self.encode_histories(histories)
+        vectors = self.encode_histories(histories, context)
         find = self.nearest if self.history_column is not None else self.most_similar
         return self._table(find(vectors, k, hidden, only=only, where=where))
 
@@ -292,13 +294,19 @@ class Retriever:
             rows = rows.with_columns(pl.lit(given[name][0], dtype=given.schema[name]).alias(name) for name in context)
         return embed_rows(self.bundle.model.query, self.bundle.preprocessor, rows), features
 
-    def encode_histories(self, histories: Sequence[Sequence[RawId]]) -> Float[Tensor, "B D"]:
+    def encode_histories(
+        self, histories: Sequence[Sequence[RawId]], context: Query | None = None
+    ) -> Float[Tensor, "B D"]:
         """The vectors of histories: of the query tower if it reads them, otherwise the mean of their items' unit vectors."""
         for history in histories:
             self.items.keys_of(history)
         if self.history_column is not None:
-            nothing = dict.fromkeys(self.query_columns)
-            return self.encode([{**nothing, self.history_column: list(history)} for history in histories])
+            around = {**dict.fromkeys(self.query_columns), **(context or {})}
+            return self.encode([{**around, self.history_column: list(history)} for history in histories])
+        if context:
+            raise ValueError(
+                "the query tower reads no history: a history is answered by its items alone, without a context."
+            )
         if not all(histories):
             raise ValueError("a history is empty: without an item there is nothing to go by.")
         means = [
