@@ -188,3 +188,22 @@ def test_what_may_be_drawn_is_checked_before_the_tables_are_read(
     with pytest.raises(ValueError, match=said):
         tune(config, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_a_search_is_replaced_only_once_the_new_tables_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    small = {"training.epochs": 1, "tune.trials": 1, "tune.space": {"model.dim": {"choices": [4]}}}
+    config = config_of(tmp_path, small)
+    tune(config, tmp_path / "t")
+    before = (tmp_path / "t" / "trials.csv").read_text()
+    for broken, said in (
+        (config.with_changes({"data.interactions": [str(tmp_path / "gone.parquet")]}), "no Parquet file at"),
+        (config.with_changes({"evaluation.slices": ["brand"]}), "unknown slice 'brand'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tune(broken, tmp_path / "t", overwrite=True)
+        assert (tmp_path / "t" / "trials.csv").read_text() == before
+        with pytest.raises(ValueError, match=said):
+            tune(broken, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    assert len(tune(config.with_changes({"training.epochs": 2}), tmp_path / "t", overwrite=True).trials) == 1

@@ -161,18 +161,6 @@ class Run:
             write_json(self.folder / "findings.json", [{"name": n, "text": t} for n, t in [*found, (name, text)]])
 
 
-def open_folder(
-    config: Config, text: str, folder: PathLike, *, resume: bool, overwrite: bool, kind: str = "tune"
-) -> Run:
-    """A folder for a run or a search: a new one, or with `resume` the one that was broken off.
-
-    Raises:
-        ValueError: as in `find_run`.
-    """
-    found = find_run(config, folder, resume=resume, overwrite=overwrite, kind=kind)
-    return make_folder(config, text, folder, kind) if found is None else found
-
-
 def find_run(config: Config, folder: PathLike, *, resume: bool, overwrite: bool, kind: str) -> Run | None:
     """The run to go on with; None if a new one may be made, for which nothing has been deleted yet.
 

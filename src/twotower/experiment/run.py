@@ -68,7 +68,7 @@ def train_run(
         say("nothing is left to do: the run is finished")
         return run
     if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
-        read = _read(config, say)
+        read = read_all(config, say)
         run = make_folder(config, text or config.to_yaml(), folder, "run")
     with run.noting():
         tables = prepare(run, say, read, started)
@@ -204,14 +204,14 @@ def prepare(run: Run, say: Say, read: tuple[Tables, list[str]] | None = None, st
     Args:
         run: whose.
         say: told what is being done.
-        read: what `_read` gave, if that was before the folder came to be.
+        read: what `read_all` gave, if that was before the folder came to be.
         started: when that began.
     """
     if (run.folder / "data").exists():
         _check_accelerator(run.config)
         return run.tables()
     with run.stage("data", started):
-        tables, notes = _read(run.config, say) if read is None else read
+        tables, notes = read_all(run.config, say) if read is None else read
         for note in notes:
             run.note("left out", note)
         data = run.config.data
@@ -220,7 +220,7 @@ def prepare(run: Run, say: Say, read: tuple[Tables, list[str]] | None = None, st
     return tables
 
 
-def _read(config: Config, say: Say) -> tuple[Tables, list[str]]:
+def read_all(config: Config, say: Say) -> tuple[Tables, list[str]]:
     """The tables and what was left out; what would fail only after the training is said now."""
     _check_accelerator(config)
     say("reading and splitting the tables")
