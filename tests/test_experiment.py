@@ -11,6 +11,7 @@ from twotower.config.config import Config
 from twotower.data.inference import infer_columns
 from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
+from twotower.experiment.run import evaluate_run, train_run
 from twotower.experiment.tables import read_interactions, read_tables
 from twotower.experiment.tuning import tune
 
@@ -207,3 +208,15 @@ def test_a_search_is_replaced_only_once_the_new_tables_are_read(tmp_path: Path) 
             tune(broken, tmp_path / "new")
         assert not (tmp_path / "new").exists()
     assert len(tune(config.with_changes({"training.epochs": 2}), tmp_path / "t", overwrite=True).trials) == 1
+
+
+def test_later_rows_that_the_rule_refuses_are_told_of(tmp_path: Path) -> None:
+    stars = pl.Series([5, 1, 4] * (ROWS // 3))
+    changes = {"data.positive": {"column": "stars", "at_least": 4}, "training.epochs": 1, "training.refit": False}
+    run = train_run(config_of(tmp_path, changes, interactions=events(stars=stars)), tmp_path / "run")
+    events(at=np.arange(ROWS) + ROWS, stars=stars).head(30).write_parquet(tmp_path / "later.parquet")
+    said: list[str] = []
+    evaluate_run(run, data=tmp_path / "later.parquet", say=said.append)
+    note = f"data.positive keeps 20 of 30 rows of {tmp_path / 'later.parquet'}; it refuses 10, and 0 have no 'stars', which"
+    assert any(text.startswith(note) for text in said)
+    assert any(text.startswith(note) for name, text in run.findings() if name == "left out")

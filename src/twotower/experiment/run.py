@@ -126,7 +126,10 @@ def evaluate_run(
         )
     check_writable(run.folder / "evaluations")
     tables = run.tables()
-    rows = _part(run, tables, on, data)
+    rows, notes = _part(run, tables, on, data)
+    for note in notes:
+        run.note("left out", note)
+        say(note)
     with run.noting(), run.stage(f"evaluate {part}"):
         evaluator = make_evaluator(run.config, tables, part, rows)
         say(f"measuring the model on {part}: {len(evaluator.queries):,} queries, {len(tables.items):,} items")
@@ -304,8 +307,10 @@ def _beside(run: Run, tables: Tables, say: Say) -> None:
         )
 
 
-def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFrame:
+def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> tuple[pl.DataFrame, list[str]]:
+    """The rows to measure on, and what was left out of them, in words."""
     if data is None:
-        return tables.validation if on == "validation" else tables.test
-    rows = read_interactions(run.config, (str(data),), str(data))
-    return rows.select(n for n in rows.columns if n in tables.train.columns)
+        return (tables.validation if on == "validation" else tables.test), []
+    notes: list[str] = []
+    rows = read_interactions(run.config, (str(data),), str(data), notes)
+    return rows.select(n for n in rows.columns if n in tables.train.columns), notes
