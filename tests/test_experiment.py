@@ -1,5 +1,6 @@
 """What a run makes of its tables before anything is trained, on made-up events."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from twotower.config.config import Config
 from twotower.data.inference import infer_columns
+from twotower.experiment.folder import Run
 from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
 from twotower.experiment.run import evaluate_run, train_run
@@ -220,3 +222,31 @@ def test_later_rows_that_the_rule_refuses_are_told_of(tmp_path: Path) -> None:
     note = f"data.positive keeps 20 of 30 rows of {tmp_path / 'later.parquet'}; it refuses 10, and 0 have no 'stars', which"
     assert any(text.startswith(note) for text in said)
     assert any(text.startswith(note) for name, text in run.findings() if name == "left out")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"), [("als", "implicit", "implicit"), ("bpr", "implicit", "implicit"),
+    ("ease", "scipy", "baselines"), ("item_knn", "scipy", "baselines")],
+)  # fmt: skip
+def test_what_a_baseline_needs_is_looked_for_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
+) -> None:
+    config = config_of(tmp_path, {"evaluation.baselines": ["popularity"], "training.epochs": 1})
+    run = train_run(config, tmp_path / "run")
+    find = importlib.import_module
+
+    def without(wanted: str) -> Any:
+        if wanted.startswith(module):
+            raise ImportError(f"No module named '{module}'")
+        return find(wanted)
+
+    monkeypatch.setattr("twotower.baselines.matrix.importlib.import_module", without)
+    said = rf"evaluation.baselines: '{name}' needs {module}, .*pip install 'twotower\[{extra}\]'. Or leave '{name}' out"
+    with pytest.raises(ValueError, match=said):
+        train_run(config.with_changes({"evaluation.baselines": ["popularity", name]}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    text = (tmp_path / "run" / "resolved.yaml").read_text()
+    (tmp_path / "run" / "resolved.yaml").write_text(text.replace("baselines: [popularity]", f"baselines: [{name}]"))
+    with pytest.raises(ValueError, match=said):
+        evaluate_run(Run(run.folder))
+    assert [e.name for e in evaluate_run(Run(run.folder), baselines=False)] == ["model"]

@@ -270,7 +270,8 @@ class Evaluation(Section):
     )
     baselines: Several[Literal["popularity", "recent_popularity", "item_knn", "ease", "als", "bpr"]] = Field(
         ("popularity", "recent_popularity", "item_knn"),
-        description="What ranks beside the model. recent_popularity needs data.time; als and bpr need the extra `implicit`.",
+        description="What ranks beside the model. recent_popularity needs data.time; item_knn and ease need the extra "
+        "`baselines`, als and bpr the extra `implicit`.",
     )
     recent_days: Annotated[float, Field(gt=0)] = Field(14.0, description="The window of recent_popularity.")
     confidence: Share = Field(0.95, description="Of the intervals.")

@@ -17,7 +17,7 @@ from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor
 from twotower.experiment.folder import Run, check_writable, find_run, make_folder
-from twotower.experiment.measuring import MODEL, RawRanker, make_evaluator, measure_baselines
+from twotower.experiment.measuring import MODEL, RawRanker, check_baselines, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
 from twotower.files import PathLike, written_aside
@@ -56,7 +56,8 @@ def train_run(
         callbacks: more callbacks for fit.
 
     Raises:
-        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; whatever is wrong with the tables.
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; whatever is wrong with the tables; a
+            baseline needs what is not installed.
 
     Example:
         >>> run = tt.train_run(tt.Config.load("twotower.yaml"), "runs/first")    # doctest: +SKIP
@@ -67,6 +68,7 @@ def train_run(
     if run is not None and run.complete:
         say("nothing is left to do: the run is finished")
         return run
+    check_baselines(config)
     if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
         read = read_all(config, say)
         run = make_folder(config, text or config.to_yaml(), folder, "run")
@@ -125,6 +127,8 @@ def evaluate_run(
             "validation said before that is in the run's evaluations; measure on the test."
         )
     check_writable(run.folder / "evaluations")
+    if baselines:
+        check_baselines(run.config)
     tables = run.tables()
     rows, notes = _part(run, tables, on, data)
     for note in notes:
