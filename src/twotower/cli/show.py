@@ -84,14 +84,12 @@ def show_verdict(model: Evaluation, baselines: Sequence[Evaluation], metric: str
     if not found:
         return
     apart = found[0]
-    # p alone decides; the interval is made in another way, and near the border the two may differ
-    if apart.p >= 1 - model.confidence:
-        verdict, style = f"The model and {best.name} cannot be told apart", "yellow"
-    elif apart.difference > 0:
-        verdict, style = f"The model beats {best.name}, the best baseline,", "green"
-    else:
-        verdict, style = f"The model LOSES to {best.name}: do not serve it as it is;", "bold red"
-    console.print(Text(f"{verdict} in {sentence(apart)}", style=style))
+    told, style = {
+        "unclear": (f"The model and {best.name} cannot be told apart", "yellow"),
+        "better": (f"The model beats {best.name}, the best baseline,", "green"),
+        "worse": (f"The model LOSES to {best.name}: do not serve it as it is;", "bold red"),
+    }[apart.verdict]
+    console.print(Text(f"{told} in {sentence(apart)}", style=style))
 
 
 def sentence(apart: Difference) -> str:
