@@ -1,6 +1,8 @@
 """What a run makes of its tables before anything is trained, on made-up events."""
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -250,3 +252,54 @@ def test_what_a_baseline_needs_is_looked_for_before_the_training(
     with pytest.raises(ValueError, match=said):
         evaluate_run(Run(run.folder))
     assert [e.name for e in evaluate_run(Run(run.folder), baselines=False)] == ["model"]
+
+
+HOLD = """
+import sys, time
+from twotower.experiment.lock import held
+with held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_writes_to_a_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"training.epochs": 1, "training.refit": False})
+    for folder in (tmp_path / "new", train_run(config, tmp_path / "run").folder):
+        before = sorted(folder.rglob("*"))
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            said = rf"{folder} is in use: process {other.pid} on .* \(`-c {folder}`, since .*\) writes to it. Wait for its end"
+            for overwrite in (False, True):
+                with pytest.raises(ValueError, match=said):
+                    train_run(config, folder, overwrite=overwrite)
+            if before:
+                with pytest.raises(ValueError, match=said):
+                    evaluate_run(Run(folder))
+            other.kill()
+        # a killed process leaves its files but not its lock
+        assert (folder / ".lock").exists()
+        train_run(config, folder, resume=True)
+        if before:
+            assert sorted(folder.rglob("*")) == before
+        assert evaluate_run(Run(folder))
+        assert not list(folder.glob(".*"))
+
+
+def test_an_old_run_is_replaced_whole_and_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"training.epochs": 1, "training.refit": False})
+    folder = train_run(config, tmp_path / "run").folder
+    (folder / "notes.txt").write_text("of the old run")
+    (folder / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    (folder / "resolved.yaml").unlink()  # as a kill in the middle of replacing would leave it
+    train_run(config, folder, overwrite=True)
+    assert not (folder / "notes.txt").exists()
+    assert (tmp_path / "interactions.parquet").exists()
+    gone = config.with_changes({"data.interactions": [str(tmp_path / "gone.parquet")]})
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        with pytest.raises(ValueError, match="no Parquet file at"):
+            train_run(gone, tmp_path / name)
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert not (tmp_path / "new").exists()

@@ -40,8 +40,9 @@ def recommend(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best items, with their columns."""
-    from twotower.experiment.folder import Run, check_writable
+    from twotower.experiment.folder import Run
     from twotower.experiment.recommending import Desk
+    from twotower.files import check_writable
 
     if sum(given is not None for given in (user, query, users_file)) != 1:
         raise ValueError("say for whom: one of --user ID, --query JSON and --users-file PARQUET.")

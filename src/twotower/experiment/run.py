@@ -16,7 +16,8 @@ from twotower.data.leaks import check_leaks
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor
-from twotower.experiment.folder import Run, check_writable, find_run, make_folder
+from twotower.experiment.folder import Run, find_run, make_folder
+from twotower.experiment.lock import held
 from twotower.experiment.measuring import MODEL, RawRanker, check_baselines, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
@@ -56,13 +57,26 @@ def train_run(
         callbacks: more callbacks for fit.
 
     Raises:
-        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; whatever is wrong with the tables; a
-            baseline needs what is not installed.
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; another process writes to it; whatever
+            is wrong with the tables; a baseline needs what is not installed.
 
     Example:
         >>> run = tt.train_run(tt.Config.load("twotower.yaml"), "runs/first")    # doctest: +SKIP
         >>> run.evaluations("validation")[0]["recall_at_10"]                     # doctest: +SKIP
     """
+    with held(folder):
+        return _train(config, folder, resume, overwrite, text or config.to_yaml(), say, callbacks)
+
+
+def _train(
+    config: Config,
+    folder: PathLike,
+    resume: bool,
+    overwrite: bool,
+    text: str,
+    say: Say,
+    callbacks: Sequence[Callback],
+) -> Run:
     started, read = time.perf_counter(), None
     run = find_run(config, folder, resume=resume, overwrite=overwrite, kind="run")
     if run is not None and run.complete:
@@ -71,7 +85,7 @@ def train_run(
     check_baselines(config)
     if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
         read = read_all(config, say)
-        run = make_folder(config, text or config.to_yaml(), folder, "run")
+        run = make_folder(config, text, folder, "run")
     with run.noting():
         tables = prepare(run, say, read, started)
         if not run.evaluations("validation"):
@@ -111,24 +125,29 @@ def evaluate_run(
         raise ValueError(f"on={on!r}: choose 'validation' or 'test', or give data=<Parquet>.")
     run.check_complete()
     part = on if data is None else part_of(data)
-    held = run.evaluations(part)
-    if held and data is not None and not overwrite:
+    known = run.evaluations(part)
+    if known and data is not None and not overwrite:
         raise ValueError(
             f"{run.folder} has evaluations on {data} already. Give --overwrite to measure anew, or rename the file."
         )
-    names = [e.name for e in held]
+    names = [e.name for e in known]
     wanted = [MODEL, *(run.config.baselines if baselines else [])]
     if not overwrite and all(name in names for name in wanted):
         say(f"measured before on the {part} part, read again")
-        return [e for e in held if e.name in wanted]
-    if part == "validation" and run.config.training.refit and (overwrite or not held):
+        return [e for e in known if e.name in wanted]
+    if part == "validation" and run.config.training.refit and (overwrite or not known):
         raise ValueError(
             "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
             "validation said before that is in the run's evaluations; measure on the test."
         )
-    check_writable(run.folder / "evaluations")
     if baselines:
         check_baselines(run.config)
+    with held(run.folder):
+        return _evaluate(run, on, part, data, baselines, say)
+
+
+def _evaluate(run: Run, on: str, part: str, data: PathLike | None, baselines: bool, say: Say) -> list[Evaluation]:
+    """Measure, and keep what was found."""
     tables = run.tables()
     rows, notes = _part(run, tables, on, data)
     for note in notes:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from twotower.config.config import Config
 from twotower.config.sections import Search
 from twotower.experiment.folder import Run, find_run, make_folder, write_text
+from twotower.experiment.lock import held
 from twotower.experiment.measuring import RawRanker, make_evaluator
 from twotower.experiment.run import Say, encode, fit_model, prepare, quiet, read_all
 from twotower.experiment.tables import Tables
@@ -83,11 +84,18 @@ def tune(
         raise ValueError("tune needs Optuna: pip install 'twotower[tune]'.") from error
     _check_space(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with held(folder):
+        return _search(config, folder, trials, resume, overwrite, text or config.to_yaml(), say)
+
+
+def _search(
+    config: Config, folder: PathLike, trials: int | None, resume: bool, overwrite: bool, text: str, say: Say
+) -> Found:
     started, read = time.perf_counter(), None
     run = find_run(config, folder, resume=resume, overwrite=overwrite, kind="tune")
     if run is None:  # what is wrong with the tables must not cost an old search
         read = read_all(config, say)
-        run = make_folder(config, text or config.to_yaml(), folder, "tune")
+        run = make_folder(config, text, folder, "tune")
     with run.noting():
         tables = prepare(run, say, read, started)
         study = _study(run)
