@@ -130,11 +130,10 @@ def test_seeds_are_not_below_zero(tmp_path: Path, key: str) -> None:
         config_of(tmp_path, {key: -1})
 
 
-def test_a_history_needs_a_split_in_time(tmp_path: Path) -> None:
-    config = config_of(tmp_path, {"history": {"length": 3}, "split.kind": "random"})
-    with pytest.raises(ValueError, match="history with split.kind 'random'"):
-        read_tables(config)
-    assert len(read_tables(config.with_changes({"split.kind": "user"}))[0].test)
+def test_a_history_with_a_split_by_user_is_cut_in_time(tmp_path: Path) -> None:
+    tables, _ = read_tables(config_of(tmp_path, {"history": {"length": 3}, "split.kind": "user"}))
+    last = tables.train.group_by("who").agg(pl.col("at").max())
+    assert tables.test.join(last, on="who").filter(pl.col("at") <= pl.col("at_right")).is_empty()
 
 
 @pytest.mark.parametrize("kind", [pl.Int32, pl.UInt64, pl.Float64])

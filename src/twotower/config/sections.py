@@ -138,7 +138,8 @@ class Split(Section):
     kind: Literal["time", "last", "random", "user"] | None = Field(
         None,
         description="'time' cuts once for everybody; 'last' keeps each user's last rows, 'user' a share of each user's rows (the "
-        "latest ones where there is a time); 'random' any rows. By default 'time' where data.time is given, else 'random'.",
+        "latest ones where there is a time); 'random' any rows, not with a history. By default 'time' where data.time is given, "
+        "else 'random'.",
     )
     validation: Share = Field(0.1, description="The share of all rows for validation; not for 'last'.")
     test: Share = Field(0.1, description="The share of all rows for the test; not for 'last'.")
