@@ -193,8 +193,9 @@ def find_run(config: Config, folder: PathLike, *, resume: bool, overwrite: bool,
     other = differing(run.config.to_dict(), config.beside(Path.cwd()).to_dict())
     if other:
         verb, own = ("train" if kind == "run" else kind), shlex.quote(str(path))
+        more = f"; and {len(other) - 5} keys more" if len(other) > 5 else ""
         raise ValueError(
-            f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own config, "
+            f"{path} was begun with another config: {'; '.join(other[:5])}{more}. Go on with its own config, "
             f"`twotower {verb} {shlex.quote(str(path / 'resolved.yaml'))} --run {own} --resume`, or give another --run."
         )
     return run

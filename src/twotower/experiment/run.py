@@ -155,7 +155,7 @@ def _evaluate(run: Run, on: str, part: str, data: PathLike | None, baselines: bo
         say(note)
     with run.noting(), run.stage(f"evaluate {part}"):
         evaluator = make_evaluator(run.config, tables, part, rows)
-        say(f"measuring the model on {part}: {len(evaluator.queries):,} queries, {len(tables.items):,} items")
+        say(f"measuring the model on {part}: queries: {len(evaluator.queries):,}, items: {len(tables.items):,}")
         found = [evaluator(run.retriever(), name=MODEL)]
         if baselines:
             found += measure_baselines(run.config, tables, part, evaluator, say)
@@ -184,6 +184,12 @@ def fit_model(
     With `epochs` so many are trained, and nothing is looked at on the way.
     """
     training = config.training
+    if epochs is None and training.batch_size > len(rows):
+        warnings.warn(
+            f"training.batch_size is {training.batch_size:,}, but there are {len(rows):,} rows to train on: an epoch is a single "
+            f"step, with all of them. A batch_size of {-(-len(rows) // 10):,} makes ten.",
+            stacklevel=1,
+        )
     model = build_model(config, preprocessor)
     watch: list[Callback] = []
     if training.stop_early is not None and epochs is None:
@@ -203,7 +209,7 @@ def fit_model(
     history = model.fit(
         preprocessor.transform(rows),
         epochs=training.epochs if epochs is None else epochs,
-        batch_size=min(training.batch_size, len(rows)),
+        batch_size=training.batch_size,
         catalog=preprocessor.transform(known),
         seed=training.seed,
         health_steps=training.health_steps,
