@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as L
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
@@ -20,6 +21,7 @@ from twotower.baselines import Popularity
 from twotower.cli import show
 from twotower.cli.app import app
 from twotower.config.config import Config
+from twotower.experiment import recommending
 from twotower.experiment.recommending import Desk
 from twotower.experiment.run import best_epoch, encode, fit_model
 from twotower.experiment.tuning import tune
@@ -266,6 +268,35 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     assert lists.filter(pl.col("who") == 7)["what"].to_list() == [row["what"] for row in told]
     assert len(lists) == 12
     assert "is there already" in call("recommend", run, *many, code=2)
+
+
+def test_many_users_are_looked_up_once_and_written_as_they_come(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    look_up = recommending.with_latest_history
+
+    def counting(config: Config, rows: pl.DataFrame, known: pl.DataFrame) -> pl.DataFrame:
+        looked.append(len(rows))
+        return look_up(config, rows, known)
+
+    monkeypatch.setattr(recommending, "with_latest_history", counting)
+    monkeypatch.setattr(recommending, "AT_ONCE", 8)
+    people = [*range(PEOPLE - 1, -1, -1)]
+    pl.DataFrame({"who": people}).write_parquet(tmp_path / "people.parquet")
+    for option in ("--seen", "--no-seen"):
+        out = tmp_path / f"{option}.parquet"
+        told = call("recommend", run, "--users-file", tmp_path / "people.parquet", "--out", out, "-k", 4, option)
+        assert looked == [PEOPLE]  # not once for every eight
+        assert f"{4 * PEOPLE:,} rows for 60 users are in" in told
+        assert pq.ParquetFile(out).num_row_groups == 8  # of 60 users
+        lists, desk = pl.read_parquet(out), Desk(tt.Run(run))
+        alone = pl.concat([desk.recommend([who], 4, option == "--seen") for who in people])
+        assert lists.drop("score").equals(alone.drop("score"))
+        assert np.allclose(
+            lists["score"], alone["score"], atol=1e-6
+        )  # a product of 8 rows rounds otherwise than one of 1
+        looked.clear()
 
 
 def test_piped_output_is_neither_cut_nor_wrapped(
