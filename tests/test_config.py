@@ -96,6 +96,23 @@ def test_each_mistake_has_a_line_of_its_own_and_its_place_in_the_file(tmp_path: 
         Config.load(file, {"training.epochs": "x", "training.batch_size": 2})
 
 
+def test_a_history_after_a_random_split_is_refused_when_the_config_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text(
+        "data: {interactions: a.parquet, user: who, item: what, time: at}\n"
+        "columns:\n"
+        "  what: {kind: categorical, tags: [item_id]}\n"
+        "history: {length: 3}\n"
+        "split:\n"
+        "  kind: random\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"^shop.yaml:6: split.kind: 'random' does not go with history: a history at test time"
+    ):
+        Config.load(file)
+    assert Config.load(file, {"split.kind": "user"}).split_kind == "user"
+
+
 def test_yaml_as_people_mean_it(tmp_path: Path) -> None:
     assert [read_value(v) for v in ("1e-3", "2E5", "no", "true", "2024-01-31", "7", ".5", "[1, a]", "null")] == [
         0.001, 200000.0, "no", True, "2024-01-31", 7, 0.5, [1, "a"], None,

@@ -1,5 +1,8 @@
 """What a run makes of its tables before anything is trained, on made-up events."""
 
+import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +12,10 @@ import pytest
 
 from twotower.config.config import Config
 from twotower.data.inference import infer_columns
+from twotower.experiment.folder import Run
 from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
+from twotower.experiment.run import evaluate_run, train_run
 from twotower.experiment.tables import read_interactions, read_tables
 from twotower.experiment.tuning import tune
 
@@ -125,11 +130,10 @@ def test_seeds_are_not_below_zero(tmp_path: Path, key: str) -> None:
         config_of(tmp_path, {key: -1})
 
 
-def test_a_history_needs_a_split_in_time(tmp_path: Path) -> None:
-    config = config_of(tmp_path, {"history": {"length": 3}, "split.kind": "random"})
-    with pytest.raises(ValueError, match="history with split.kind 'random'"):
-        read_tables(config)
-    assert len(read_tables(config.with_changes({"split.kind": "user"}))[0].test)
+def test_a_history_with_a_split_by_user_is_cut_in_time(tmp_path: Path) -> None:
+    tables, _ = read_tables(config_of(tmp_path, {"history": {"length": 3}, "split.kind": "user"}))
+    last = tables.train.group_by("who").agg(pl.col("at").max())
+    assert tables.test.join(last, on="who").filter(pl.col("at") <= pl.col("at_right")).is_empty()
 
 
 @pytest.mark.parametrize("kind", [pl.Int32, pl.UInt64, pl.Float64])
@@ -188,3 +192,113 @@ def test_what_may_be_drawn_is_checked_before_the_tables_are_read(
     with pytest.raises(ValueError, match=said):
         tune(config, tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+def test_a_search_is_replaced_only_once_the_new_tables_are_read(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    small = {"training.epochs": 1, "tune.trials": 1, "tune.space": {"model.dim": {"choices": [4]}}}
+    config = config_of(tmp_path, small)
+    tune(config, tmp_path / "t")
+    before = (tmp_path / "t" / "trials.csv").read_text()
+    for broken, said in (
+        (config.with_changes({"data.interactions": [str(tmp_path / "gone.parquet")]}), "no Parquet file at"),
+        (config.with_changes({"evaluation.slices": ["brand"]}), "unknown slice 'brand'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tune(broken, tmp_path / "t", overwrite=True)
+        assert (tmp_path / "t" / "trials.csv").read_text() == before
+        with pytest.raises(ValueError, match=said):
+            tune(broken, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    assert len(tune(config.with_changes({"training.epochs": 2}), tmp_path / "t", overwrite=True).trials) == 1
+
+
+def test_later_rows_that_the_rule_refuses_are_told_of(tmp_path: Path) -> None:
+    stars = pl.Series([5, 1, 4] * (ROWS // 3))
+    changes = {"data.positive": {"column": "stars", "at_least": 4}, "training.epochs": 1, "training.refit": False}
+    run = train_run(config_of(tmp_path, changes, interactions=events(stars=stars)), tmp_path / "run")
+    events(at=np.arange(ROWS) + ROWS, stars=stars).head(30).write_parquet(tmp_path / "later.parquet")
+    said: list[str] = []
+    evaluate_run(run, data=tmp_path / "later.parquet", say=said.append)
+    note = f"data.positive keeps 20 of 30 rows of {tmp_path / 'later.parquet'}; it refuses 10, and 0 have no 'stars', which"
+    assert any(text.startswith(note) for text in said)
+    assert any(text.startswith(note) for name, text in run.findings() if name == "left out")
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "extra"), [("als", "implicit", "implicit"), ("bpr", "implicit", "implicit"),
+    ("ease", "scipy", "baselines"), ("item_knn", "scipy", "baselines")],
+)  # fmt: skip
+def test_what_a_baseline_needs_is_looked_for_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str, extra: str
+) -> None:
+    config = config_of(tmp_path, {"evaluation.baselines": ["popularity"], "training.epochs": 1})
+    run = train_run(config, tmp_path / "run")
+    find = importlib.import_module
+
+    def without(wanted: str) -> Any:
+        if wanted.startswith(module):
+            raise ImportError(f"No module named '{module}'")
+        return find(wanted)
+
+    monkeypatch.setattr("twotower.baselines.matrix.importlib.import_module", without)
+    said = rf"evaluation.baselines: '{name}' needs {module}, .*pip install 'twotower\[{extra}\]'. Or leave '{name}' out"
+    with pytest.raises(ValueError, match=said):
+        train_run(config.with_changes({"evaluation.baselines": ["popularity", name]}), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    text = (tmp_path / "run" / "resolved.yaml").read_text()
+    (tmp_path / "run" / "resolved.yaml").write_text(text.replace("baselines: [popularity]", f"baselines: [{name}]"))
+    with pytest.raises(ValueError, match=said):
+        evaluate_run(Run(run.folder))
+    assert [e.name for e in evaluate_run(Run(run.folder), baselines=False)] == ["model"]
+
+
+HOLD = """
+import sys, time
+from twotower.experiment.lock import held
+with held(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_process_at_a_time_writes_to_a_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"training.epochs": 1, "training.refit": False})
+    for folder in (tmp_path / "new", train_run(config, tmp_path / "run").folder):
+        before = sorted(folder.rglob("*"))
+        with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            said = rf"{folder} is in use: process {other.pid} on .* \(`-c {folder}`, since .*\) writes to it. Wait for its end"
+            for overwrite in (False, True):
+                with pytest.raises(ValueError, match=said):
+                    train_run(config, folder, overwrite=overwrite)
+            if before:
+                with pytest.raises(ValueError, match=said):
+                    evaluate_run(Run(folder))
+            other.kill()
+        # a killed process leaves its files but not its lock
+        assert (folder / ".lock").exists()
+        train_run(config, folder, resume=True)
+        if before:
+            assert sorted(folder.rglob("*")) == before
+        assert evaluate_run(Run(folder))
+        assert not list(folder.glob(".*"))
+
+
+def test_an_old_run_is_replaced_whole_and_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
+    config = config_of(tmp_path, {"training.epochs": 1, "training.refit": False})
+    folder = train_run(config, tmp_path / "run").folder
+    (folder / "notes.txt").write_text("of the old run")
+    (folder / "elsewhere").symlink_to(tmp_path, target_is_directory=True)
+    (folder / "resolved.yaml").unlink()  # as a kill in the middle of replacing would leave it
+    train_run(config, folder, overwrite=True)
+    assert not (folder / "notes.txt").exists()
+    assert (tmp_path / "interactions.parquet").exists()
+    gone = config.with_changes({"data.interactions": [str(tmp_path / "gone.parquet")]})
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "new"):
+        with pytest.raises(ValueError, match="no Parquet file at"):
+            train_run(gone, tmp_path / name)
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert not (tmp_path / "new").exists()

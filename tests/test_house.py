@@ -41,9 +41,10 @@ LINE = [
     "report.comparison", "report.curves", "report.catalogue", "report.exposure", "report.scores", "report.item_map",
     "report.people", "report.page", "report", "config.yaml_file", "config.describe", "config.columns",
     "config.sections", "config.mistakes", "config.config", "config.drafting", "experiment.tables",
-    "experiment.rows", "experiment.features", "experiment.build", "experiment.measuring", "experiment.folder",
-    "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common", "cli.init",
-    "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app", "__main__",
+    "experiment.rows", "experiment.features", "experiment.build", "experiment.measuring", "experiment.lock",
+    "experiment.folder", "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common",
+    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app",
+    "__main__",
 ]  # fmt: skip
 
 

@@ -138,7 +138,8 @@ class Split(Section):
     kind: Literal["time", "last", "random", "user"] | None = Field(
         None,
         description="'time' cuts once for everybody; 'last' keeps each user's last rows, 'user' a share of each user's rows (the "
-        "latest ones where there is a time); 'random' any rows. By default 'time' where data.time is given, else 'random'.",
+        "latest ones where there is a time); 'random' any rows, not with a history. By default 'time' where data.time is given, "
+        "else 'random'.",
     )
     validation: Share = Field(0.1, description="The share of all rows for validation; not for 'last'.")
     test: Share = Field(0.1, description="The share of all rows for the test; not for 'last'.")
@@ -270,7 +271,8 @@ class Evaluation(Section):
     )
     baselines: Several[Literal["popularity", "recent_popularity", "item_knn", "ease", "als", "bpr"]] = Field(
         ("popularity", "recent_popularity", "item_knn"),
-        description="What ranks beside the model. recent_popularity needs data.time; als and bpr need the extra `implicit`.",
+        description="What ranks beside the model. recent_popularity needs data.time; item_knn and ease need the extra "
+        "`baselines`, als and bpr the extra `implicit`.",
     )
     recent_days: Annotated[float, Field(gt=0)] = Field(14.0, description="The window of recent_popularity.")
     confidence: Share = Field(0.95, description="Of the intervals.")

@@ -1,8 +1,7 @@
 """Recommendations for users of a run: what is known of them is looked up in the run's data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import polars as pl
 
@@ -19,11 +18,11 @@ class Known:
 
     Args:
         queries: a row for each user: their id and the raw columns that the query tower reads.
-        seen: the items of each, in the same order.
+        seen: the items of each, in the same order, as lists.
     """
 
     queries: pl.DataFrame
-    seen: list[list[Any]]
+    seen: pl.Series
 
 
 class Desk:
@@ -48,12 +47,10 @@ class Desk:
         Raises:
             ValueError: nothing is known of a user.
         """
-        user, time = self.config.data.user, self.config.data.time
+        user, item, time = self.config.data.user, self.config.data.item, self.config.data.time
         asked = pl.DataFrame({user: _ids(users, self.rows.schema[user])})
-        rows = self.rows if time is None else self.rows.sort(time, maintain_order=True)
-        last = rows.join(asked.unique(), on=user, how="semi").unique(user, keep="last")
-        found = with_users(self.config, asked.join(last, on=user, how="left", maintain_order="left"), self.tables.users)
-        known = asked[user].is_in(self.rows[user].implode())
+        rows = self.rows.join(asked.unique(), on=user, how="semi", maintain_order="left")
+        known = asked[user].is_in(rows[user].implode())
         if self.tables.users is not None:
             known = known | asked[user].is_in(self.tables.users[user].implode())
         known = known.fill_null(False)  # an id that the data's type cannot hold is nobody's
@@ -63,12 +60,15 @@ class Desk:
                 f"nothing is known of {len(missing)} of {len(users)} users, such as {user} {missing[0]!r}, in the run's data. Give "
                 f"what you know as a query, --query '{{...}}' with {', '.join(self.needed)}."
             )
-        found = with_latest_history(self.config, found, self.rows)
+        ordered = rows if time is None else rows.sort(time, maintain_order=True)
+        last = ordered.unique(user, keep="last")
+        found = with_users(self.config, asked.join(last, on=user, how="left", maintain_order="left"), self.tables.users)
+        found = with_latest_history(self.config, found, rows)
         if time is not None:  # asked now, which is the end of the data
-            found = found.with_columns(pl.lit(rows[time].max(), dtype=rows.schema[time]).alias(time))
-        items = rows.group_by(user, maintain_order=True).agg(pl.col(self.config.data.item))
-        seen = asked.join(items, on=user, how="left", maintain_order="left")[self.config.data.item]
-        return Known(found.select(list(dict.fromkeys([user, *self.needed]))), [s or [] for s in seen.to_list()])
+            found = found.with_columns(pl.lit(self.rows[time].max(), dtype=rows.schema[time]).alias(time))
+        items = ordered.group_by(user).agg(pl.col(item))
+        seen = asked.join(items, on=user, how="left", maintain_order="left")[item].fill_null([])
+        return Known(found.select(list(dict.fromkeys([user, *self.needed]))), seen)
 
     def recommend(self, users: Sequence[object], k: int = 10, seen: bool | None = None) -> pl.DataFrame:
         """The best k items for each user: the user's id, rank, score and the items' columns.
@@ -78,18 +78,21 @@ class Desk:
             k: how many items.
             seen: whether what the user did before may come again; by default as evaluation.remove_seen says.
         """
-        parts = []
-        for start in range(0, len(users), AT_ONCE):
-            known = self.look_up(users[start : start + AT_ONCE])
-            found = self.retriever.recommend(known.queries.select(self.needed), k, self._hidden(known, seen))
-            ids = known.queries[self.config.data.user].gather(found["query"])
-            name = self.config.data.user
-            parts.append(
-                found.drop("query").insert_column(0, ids.alias(name if name not in found.columns else f"query_{name}"))
-            )
-        if not parts:
+        return pl.concat(self.lists(users, k, seen))
+
+    def lists(self, users: Sequence[object], k: int = 10, seen: bool | None = None) -> Iterator[pl.DataFrame]:
+        """The same, some users at a time, so that the lists of many need not be held; what is known of all is looked up first."""
+        if not users:
             raise ValueError("there are no users to recommend for.")
-        return pl.concat(parts)
+        known, name = self.look_up(users), self.config.data.user
+        for start in range(0, len(users), AT_ONCE):
+            queries = known.queries.slice(start, AT_ONCE)
+            hidden = known.seen.slice(start, AT_ONCE).to_list() if self._hides(seen) else None
+            found = self.retriever.recommend(queries.select(self.needed), k, hidden)
+            ids = queries[name].gather(found["query"])
+            yield found.drop("query").insert_column(
+                0, ids.alias(name if name not in found.columns else f"query_{name}")
+            )
 
     def answer(self, query: Mapping[str, object], k: int = 10, seen: bool | None = None) -> pl.DataFrame:
         """The best k items for a raw query of your own; what its history holds has been seen."""
@@ -103,13 +106,12 @@ class Desk:
         if missing:
             raise ValueError(f"a query needs {', '.join(self.needed)}; this one lacks {', '.join(missing)}.")
         held = query.get(self.config.history.column) if self.config.history is not None else None
-        known = Known(pl.DataFrame(), [list(held) if isinstance(held, (list, tuple)) else []])
+        hidden = [list(held) if isinstance(held, (list, tuple)) else []] if self._hides(seen) else None
         asked = [{name: query[name] for name in self.needed}]
-        return self.retriever.recommend(asked, k, self._hidden(known, seen)).drop("query")
+        return self.retriever.recommend(asked, k, hidden).drop("query")
 
-    def _hidden(self, known: Known, seen: bool | None) -> list[list[Any]] | None:
-        again = not self.config.evaluation.remove_seen if seen is None else seen
-        return None if again else known.seen
+    def _hides(self, seen: bool | None) -> bool:
+        return self.config.evaluation.remove_seen if seen is None else not seen
 
 
 def _ids(users: Sequence[object], kind: pl.DataType) -> pl.Series:
