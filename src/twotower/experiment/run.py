@@ -289,6 +289,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
         f"{len(tables.items):,} items"
     )
     preprocessor, rows = encode(run.config, tables)
+    users = _users(run, tables, preprocessor)
     say("training")
     folder = run.folder / "checkpoints" / "train"
     model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
@@ -299,7 +300,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
     retriever = Retriever(model, preprocessor, tables.items)
     evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
     if not run.config.training.refit:
-        _save_bundle(run, tables, model, preprocessor, evaluation)
+        _save_bundle(run, tables, model, preprocessor, users, evaluation)
     evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
 
 
@@ -309,19 +310,28 @@ def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) ->
     say(f"training anew on the training and validation rows together, epochs: {epochs}")
     together = tables.joined()
     preprocessor, rows = encode(run.config, together)
+    users = _users(run, tables, preprocessor)
     folder = run.folder / "checkpoints" / "refit"
     model, _ = fit_model(
         run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
     )
-    _save_bundle(run, tables, model, preprocessor, run.evaluations("validation")[0])
+    _save_bundle(run, tables, model, preprocessor, users, run.evaluations("validation")[0])
+
+
+def _users(run: Run, tables: Tables, preprocessor: Preprocessor) -> ParquetFeatures:
+    """What is known of the users, made before the training: what no store can hold is said then."""
+    return ParquetFeatures(user_features(run.config, tables, preprocessor), key=run.config.data.user)
 
 
 def _save_bundle(
-    run: Run, tables: Tables, model: RetrievalModelV2, preprocessor: Preprocessor, evaluation: Evaluation
+    run: Run,
+    tables: Tables,
+    model: RetrievalModelV2,
+    preprocessor: Preprocessor,
+    users: ParquetFeatures,
+    evaluation: Evaluation,
 ) -> None:
-    """What serves the model: with all that is known of the users, and what it was worth on the validation part."""
-    known = user_features(run.config, tables, model, preprocessor)
-    users = ParquetFeatures(known, key=run.config.data.user)
+    """What serves the model, with what it was worth on the validation part."""
     retriever = Retriever(model, preprocessor, tables.items, users=users, metrics=evaluation.means())
     retriever.save(run.folder / "bundle")
 

@@ -68,10 +68,9 @@ class RedisFeatures(FeatureStore):
 
     def put(self, table: Source) -> None:
         frame = self.check_table(table)
-        number = frame.get_column_index(self.key)
         for part in frame.iter_slices(AT_ONCE):
-            cells = to_cells(part)
-            self._client.mset({f"{self.prefix}:{row[number]}": json.dumps(row) for row in cells})
+            named = zip(part[self.key].to_list(), to_cells(part), strict=True)
+            self._client.mset({f"{self.prefix}:{raw}": json.dumps(cells) for raw, cells in named})
 
     def remove(self, ids: Sequence[RawId]) -> None:
         names = [f"{self.prefix}:{raw}" for raw in self.check_ids(ids)]
