@@ -37,14 +37,16 @@ LINE = [
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "feature_stores.base", "feature_stores.cells",
     "feature_stores.sqlite", "feature_stores.parquet", "feature_stores.redis", "bundle", "serving.encoding",
-    "serving.items", "serving.queries", "serving.retriever", "serving.cards", "serving.requests",
+    "serving.items", "serving.queries", "serving.retriever", "serving.cards", "serving.requests", "serving.batching",
+    "serving.inputs", "serving.live", "serving.settings", "serving.instruments", "serving.problems", "serving.reading",
+    "serving.service", "serving.front", "serving.oip", "serving.openapi", "serving.app", "serving.server",
     "report.record", "report.words", "report.plots",
     "report.comparison", "report.curves", "report.catalogue", "report.exposure", "report.scores", "report.item_map",
     "report.people", "report.page", "report", "config.yaml_file", "config.describe", "config.columns",
     "config.sections", "config.mistakes", "config.config", "config.drafting", "experiment.tables",
     "experiment.rows", "experiment.features", "experiment.build", "experiment.measuring", "experiment.lock",
     "experiment.folder", "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common",
-    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app",
+    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.serve", "cli.tune", "cli.app",
     "__main__",
 ]  # fmt: skip
 
