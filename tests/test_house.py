@@ -33,7 +33,9 @@ LINE = [
     "evaluation.evaluator", "evaluation", "training.early_stopping", "data.synthetic.world",
     "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn",
     "baselines.ease", "baselines.implicit_models", "baselines", "indexes.filters", "indexes.base", "indexes.rows",
-    "indexes.scan", "indexes.local", "indexes.exact", "top_k", "models.parts",
+    "indexes.scan", "indexes.recall", "indexes.local", "indexes.exact", "indexes.faiss_part",
+    "indexes.flat", "indexes.ivf", "indexes.hnsw", "indexes.scann", "indexes.qdrant", "indexes.kinds",
+    "indexes.report", "top_k", "models.parts",
     "models.positions", "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever", "report.record",
     "report.words", "report.plots", "report.comparison", "report.curves", "report.catalogue", "report.exposure",
@@ -89,18 +91,19 @@ PUBLIC = [
     "ColumnSampler", "ColumnSchema", "Config", "Continuous", "ContinuousEmbedding", "ContrastiveOutput",
     "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference", "DiversityAt",
     "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "Estimate",
-    "Evaluation", "Evaluator", "ExactIndex", "Filter", "Frequency", "GiniAt", "HardNegativeSampler", "Hashed", "Health",
-    "HealthWarning", "History", "HistoryBag", "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt",
+    "Evaluation", "Evaluator", "ExactIndex", "Filter", "FlatIndex", "Frequency", "GiniAt",
+    "HNSWIndex", "HardNegativeSampler", "Hashed", "Health",
+    "HealthWarning", "History", "HistoryBag", "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt", "IVFIndex",
     "InBatchSamplerV2", "Index", "Inferred", "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth",
-    "ListMetric", "Loader", "MLPBlock", "MRRAt", "MappedLoader", "MatrixFactorizationModelV2", "MovieLens",
+    "ListMetric", "Loader", "LowRecallWarning", "MLPBlock", "MRRAt", "MappedLoader", "MatrixFactorizationModelV2", "MovieLens",
     "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric", "PopularityBasedSamplerV2", "PopularityLiftAt",
-    "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "Ragged",
+    "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "QdrantIndex", "Ragged",
     "RankingMetric", "RawTables", "RecallAt", "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever",
-    "Run", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
+    "Run", "ScaNNIndex", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
     "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector",
     "World", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare", "create_categorical_column",
-    "create_continuous_column", "evaluate_run", "generate_data", "generate_world", "infer_columns",
-    "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle", "load_interactions",
+    "create_continuous_column", "evaluate_run", "generate_data", "generate_world", "index_report", "infer_columns",
+    "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle", "load_index", "load_interactions",
     "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
     "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate", "train_run",
     "unique_rows_by_features", "write_report",
@@ -156,7 +159,20 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
-    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
+    heavy = (
+        "lightning",
+        "torchmetrics",
+        "pandas",
+        "scipy",
+        "plotly",
+        "sklearn",
+        "pydantic",
+        "typer",
+        "optuna",
+        "faiss",
+        "scann",
+        "qdrant_client",
+    )
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -52,6 +52,13 @@ from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealt
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
+from twotower.indexes.flat import FlatIndex
+from twotower.indexes.hnsw import HNSWIndex, LowRecallWarning
+from twotower.indexes.ivf import IVFIndex
+from twotower.indexes.kinds import load_index
+from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.report import index_report
+from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -154,8 +161,10 @@ __all__ = [
     "Evaluator",
     "ExactIndex",
     "Filter",
+    "FlatIndex",
     "Frequency",
     "GiniAt",
+    "HNSWIndex",
     "HardNegativeSampler",
     "Hashed",
     "Health",
@@ -166,6 +175,7 @@ __all__ = [
     "HistoryGRU",
     "HistoryTransformer",
     "HitRateAt",
+    "IVFIndex",
     "InBatchSamplerV2",
     "Index",
     "Inferred",
@@ -176,6 +186,7 @@ __all__ = [
     "ListHealth",
     "ListMetric",
     "Loader",
+    "LowRecallWarning",
     "MLPBlock",
     "MRRAt",
     "MappedLoader",
@@ -192,6 +203,7 @@ __all__ = [
     "Preprocessor",
     "PretrainedEmbeddings",
     "PretrainedVectors",
+    "QdrantIndex",
     "Ragged",
     "RankingMetric",
     "RawTables",
@@ -201,6 +213,7 @@ __all__ = [
     "RetrievalModelV2",
     "Retriever",
     "Run",
+    "ScaNNIndex",
     "Schema",
     "SliceBy",
     "SliceEstimates",
@@ -228,12 +241,14 @@ __all__ = [
     "evaluate_run",
     "generate_data",
     "generate_world",
+    "index_report",
     "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_index",
     "load_interactions",
     "load_movielens",
     "load_movietweetings",
