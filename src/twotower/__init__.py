@@ -56,6 +56,13 @@ from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealt
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
+from twotower.indexes.flat import FlatIndex
+from twotower.indexes.hnsw import HNSWIndex, LowRecallWarning
+from twotower.indexes.ivf import IVFIndex
+from twotower.indexes.kinds import load_index
+from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.report import index_report
+from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -160,8 +167,10 @@ __all__ = [
     "FeatureStore",
     "Features",
     "Filter",
+    "FlatIndex",
     "Frequency",
     "GiniAt",
+    "HNSWIndex",
     "HardNegativeSampler",
     "Hashed",
     "Health",
@@ -172,6 +181,7 @@ __all__ = [
     "HistoryGRU",
     "HistoryTransformer",
     "HitRateAt",
+    "IVFIndex",
     "InBatchSamplerV2",
     "Index",
     "Inferred",
@@ -182,6 +192,7 @@ __all__ = [
     "ListHealth",
     "ListMetric",
     "Loader",
+    "LowRecallWarning",
     "MLPBlock",
     "MRRAt",
     "MappedLoader",
@@ -199,6 +210,7 @@ __all__ = [
     "Preprocessor",
     "PretrainedEmbeddings",
     "PretrainedVectors",
+    "QdrantIndex",
     "Ragged",
     "RankingMetric",
     "RawTables",
@@ -210,6 +222,7 @@ __all__ = [
     "Retriever",
     "Run",
     "SQLiteFeatures",
+    "ScaNNIndex",
     "Schema",
     "SliceBy",
     "SliceEstimates",
@@ -237,12 +250,14 @@ __all__ = [
     "evaluate_run",
     "generate_data",
     "generate_world",
+    "index_report",
     "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_index",
     "load_interactions",
     "load_movielens",
     "load_movietweetings",
