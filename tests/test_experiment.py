@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from twotower.config.config import Config
 from twotower.data.inference import infer_columns
 from twotower.experiment.folder import Run
 from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
-from twotower.experiment.run import evaluate_run, train_run
+from twotower.experiment.run import encode, evaluate_run, fit_model, train_run
 from twotower.experiment.tables import read_interactions, read_tables
 from twotower.experiment.tuning import tune
 
@@ -302,3 +304,48 @@ def test_an_old_run_is_replaced_whole_and_a_folder_that_was_made_for_nothing_goe
             train_run(gone, tmp_path / name)
     assert list((tmp_path / "empty").iterdir()) == []
     assert not (tmp_path / "new").exists()
+
+
+class Rates(Callback):
+    """The learning rate of each epoch's first step."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.seen: list[float] = []
+        self.dies_at = dies_at
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == self.dies_at:
+            raise RuntimeError("killed")
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_the_refit_follows_the_course_of_the_rates_up_to_the_best_epoch(tmp_path: Path) -> None:
+    changes = {
+        "training.epochs": 4,
+        "training.schedule": "linear",
+        "training.learning_rate": 0.4,
+        "training.batch_size": 24,
+        "training.stop_early": None,
+    }
+    config = config_of(tmp_path, changes)
+    tables, _ = read_tables(config)
+    preprocessor, rows = encode(config, tables)
+    whole, part = Rates(), Rates()
+    fit_model(config, tables, preprocessor, rows, callbacks=[whole])
+    assert whole.seen == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    model, history = fit_model(config, tables, preprocessor, rows, epochs=2, callbacks=[part])
+    assert part.seen == pytest.approx([0.4, 0.3])
+    assert history.epochs == 2
+    for stop, left in ((1, 1), (2, 0)):  # killed after one epoch, and after all of them
+        folder = tmp_path / f"checkpoints {stop}"
+        options: dict[str, Any] = {"epochs": 2, "checkpoints": folder}
+        if stop == 1:
+            with pytest.raises(RuntimeError, match="killed"):
+                fit_model(config, tables, preprocessor, rows, callbacks=[Rates(dies_at=1)], **options)
+        else:
+            fit_model(config, tables, preprocessor, rows, **options)
+        rest = Rates()
+        again, _ = fit_model(config, tables, preprocessor, rows, callbacks=[rest], **options)
+        assert len(rest.seen) == left
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name

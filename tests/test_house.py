@@ -26,7 +26,7 @@ LINE = [
     "samplers.frequency", "samplers.streaming", "samplers.in_batch", "samplers.uniform", "samplers.weighted",
     "samplers.popularity", "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard",
     "samplers", "outputs.base", "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets",
-    "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers", "health.measures",
+    "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers.schedule", "optimizers", "health.measures",
     "health.record", "health.findings", "training.compiled", "training.history", "training.checkup", "training.watch",
     "training.checkpoint", "training.lightning", "exposure", "measures", "evaluation.task", "evaluation.queries",
     "evaluation.ranking", "evaluation.tower", "evaluation.statistics", "evaluation.slices", "evaluation.result",
