@@ -47,7 +47,9 @@ LINE = [
     "export.inputs", "export.graph", "export.checking", "export.tower", "export.vectors", "export.card",
     "export.hub", "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common",
     "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app",
-    "__main__",
+    "serving.cards", "serving.requests", "serving.batching", "serving.inputs", "serving.live", "serving.settings",
+    "serving.instruments", "serving.problems", "serving.reading", "serving.service", "serving.front", "serving.oip",
+    "serving.openapi", "serving.app", "serving.server", "cli.serve", "__main__",
 ]  # fmt: skip
 
 
