@@ -37,7 +37,8 @@ LINE = [
     "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
     "models.matrix_factorization", "models.youtube_dnn", "feature_stores.base", "feature_stores.cells",
     "feature_stores.sqlite", "feature_stores.parquet", "feature_stores.redis", "bundle", "serving.encoding",
-    "serving.items", "serving.queries", "serving.retriever", "report.record", "report.words", "report.plots",
+    "serving.items", "serving.queries", "serving.retriever",
+    "serving.explaining", "serving.searching", "report.record", "report.words", "report.plots",
     "report.comparison", "report.curves", "report.catalogue", "report.exposure", "report.scores", "report.item_map",
     "report.people", "report.page", "report", "config.yaml_file", "config.describe", "config.columns",
     "config.sections", "config.mistakes", "config.config", "config.drafting", "experiment.tables",
@@ -89,9 +90,9 @@ PUBLIC = [
     "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler",
     "Candidates", "Catalog", "CatalogEarlyStopping", "CatalogMetric", "CatalogSampler", "Categorical",
     "ColumnSampler", "ColumnSchema", "Config", "Continuous", "ContinuousEmbedding", "ContrastiveOutput",
-    "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference", "DiversityAt",
+    "Contribution", "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference", "DiversityAt",
     "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "Estimate",
-    "Evaluation", "Evaluator", "ExactIndex", "FeatureStore", "Features", "Filter", "Frequency", "GiniAt",
+    "Evaluation", "Evaluator", "ExactIndex", "Explanation", "FeatureStore", "Features", "Filter", "Frequency", "GiniAt",
     "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag", "HistoryEncoder",
     "HistoryGRU", "HistoryTransformer", "HitRateAt", "InBatchSamplerV2", "Index", "Inferred", "InputBlockV2",
     "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth", "ListMetric", "Loader", "MLPBlock", "MRRAt",
@@ -102,7 +103,7 @@ PUBLIC = [
     "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
     "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
     "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare",
-    "create_categorical_column", "create_continuous_column", "evaluate_run", "generate_data", "generate_world",
+    "create_categorical_column", "create_continuous_column", "evaluate_run", "explain", "generate_data", "generate_world",
     "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle",
     "load_interactions", "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch",
     "save_bundle", "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate", "train_run",
@@ -160,6 +161,7 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import sys
 
     heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
+    heavy += ("litestar", "jinja2")
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

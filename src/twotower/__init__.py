@@ -91,6 +91,7 @@ from twotower.schema import (
     create_continuous_column,
 )
 from twotower.schema_io import load_schema, save_schema
+from twotower.serving.explaining import Contribution, Explanation, explain
 from twotower.serving.retriever import Retriever
 from twotower.tags import Tags, TagSet
 from twotower.top_k import TopKEncoder
@@ -139,6 +140,7 @@ __all__ = [
     "Continuous",
     "ContinuousEmbedding",
     "ContrastiveOutput",
+    "Contribution",
     "CountFrequency",
     "CoverageAt",
     "CrossBatchSampler",
@@ -157,6 +159,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ExactIndex",
+    "Explanation",
     "FeatureStore",
     "Features",
     "Filter",
@@ -235,6 +238,7 @@ __all__ = [
     "create_categorical_column",
     "create_continuous_column",
     "evaluate_run",
+    "explain",
     "generate_data",
     "generate_world",
     "infer_columns",
