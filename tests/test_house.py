@@ -49,7 +49,8 @@ LINE = [
     "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.tune", "cli.app",
     "serving.cards", "serving.requests", "serving.batching", "serving.inputs", "serving.live", "serving.settings",
     "serving.instruments", "serving.problems", "serving.reading", "serving.service", "serving.front", "serving.oip",
-    "serving.openapi", "serving.app", "serving.server", "cli.serve", "__main__",
+    "serving.openapi", "serving.app", "serving.server", "cli.serve", "__main__", "serving.explaining",
+    "serving.searching",
 ]  # fmt: skip
 
 
@@ -95,26 +96,26 @@ PUBLIC = [
     "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler",
     "Candidates", "Catalog", "CatalogEarlyStopping", "CatalogMetric", "CatalogSampler", "Categorical",
     "ColumnSampler", "ColumnSchema", "Config", "Continuous", "ContinuousEmbedding", "ContrastiveOutput",
-    "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference", "DiversityAt",
-    "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "Estimate",
-    "Evaluation", "Evaluator", "ExactIndex", "FeatureStore", "Features", "Filter", "FlatIndex", "Frequency",
-    "GiniAt", "HNSWIndex", "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag",
-    "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt", "IVFIndex", "InBatchSamplerV2", "Index",
-    "Inferred", "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth", "ListMetric", "Loader",
-    "LowRecallWarning", "MLPBlock", "MRRAt", "MappedLoader", "MatrixFactorizationModelV2", "MovieLens",
-    "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric", "ParquetFeatures", "PopularityBasedSamplerV2",
-    "PopularityLiftAt", "PopularitySampler", "PrecisionAt", "Preprocessor", "PretrainedEmbeddings",
-    "PretrainedVectors", "QdrantIndex", "Ragged", "RankingMetric", "RawTables", "RecallAt", "RedisFeatures",
-    "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Run", "SQLiteFeatures", "ScaNNIndex",
-    "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
-    "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
-    "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare",
-    "create_categorical_column", "create_continuous_column", "evaluate_run", "export_embeddings", "export_tower",
-    "flat_inputs", "generate_data", "generate_world", "index_report", "infer_columns", "infer_embedding_dim",
-    "k_core", "latest_histories", "leave_last_out", "load_bundle", "load_from_hub", "load_index",
-    "load_interactions", "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "push_to_hub",
-    "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate",
-    "train_run", "unique_rows_by_features", "write_report",
+    "Contribution", "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference",
+    "DiversityAt", "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder",
+    "Estimate", "Evaluation", "Evaluator", "ExactIndex", "Explanation", "FeatureStore", "Features", "Filter",
+    "FlatIndex", "Frequency", "GiniAt", "HNSWIndex", "HardNegativeSampler", "Hashed", "Health", "HealthWarning",
+    "History", "HistoryBag", "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt", "IVFIndex",
+    "InBatchSamplerV2", "Index", "Inferred", "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature",
+    "ListHealth", "ListMetric", "Loader", "LowRecallWarning", "MLPBlock", "MRRAt", "MappedLoader",
+    "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
+    "ParquetFeatures", "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt",
+    "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "QdrantIndex", "Ragged", "RankingMetric",
+    "RawTables", "RecallAt", "RedisFeatures", "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever",
+    "Run", "SQLiteFeatures", "ScaNNIndex", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency",
+    "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel",
+    "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories",
+    "check_leaks", "compare", "create_categorical_column", "create_continuous_column", "evaluate_run", "explain",
+    "export_embeddings", "export_tower", "flat_inputs", "generate_data", "generate_world", "index_report",
+    "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle",
+    "load_from_hub", "load_index", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
+    "make_optimizer", "push_to_hub", "sample_batch", "save_bundle", "save_schema", "split_at_random",
+    "split_by_time", "split_by_user", "tabulate", "train_run", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -185,6 +186,8 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
         "lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna", "onnx",
         "onnxruntime", "huggingface_hub",
     ]  # fmt: skip
+    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
+    heavy += ("litestar", "jinja2")
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -98,6 +98,7 @@ from twotower.schema import (
     create_continuous_column,
 )
 from twotower.schema_io import load_schema, save_schema
+from twotower.serving.explaining import Contribution, Explanation, explain
 from twotower.serving.retriever import Retriever
 from twotower.tags import Tags, TagSet
 from twotower.top_k import TopKEncoder
@@ -155,6 +156,7 @@ __all__ = [
     "Continuous",
     "ContinuousEmbedding",
     "ContrastiveOutput",
+    "Contribution",
     "CountFrequency",
     "CoverageAt",
     "CrossBatchSampler",
@@ -173,6 +175,7 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ExactIndex",
+    "Explanation",
     "FeatureStore",
     "Features",
     "Filter",
@@ -257,6 +260,7 @@ __all__ = [
     "create_categorical_column",
     "create_continuous_column",
     "evaluate_run",
+    "explain",
     "export_embeddings",
     "export_tower",
     "flat_inputs",
