@@ -11,7 +11,7 @@ import twotower as tt
 SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
-    "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
+    "errors", "devices", "loops", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
     "data.parquet", "data.dataset", "data.raw", "data.times", "data.columns.values", "data.columns.vocabulary",
     "data.columns.base", "data.columns.categorical", "data.columns.hashed", "data.columns.times",
     "data.columns.numeric", "data.columns.buckets", "data.columns.text", "data.columns.vectors", "data.columns",
@@ -26,28 +26,31 @@ LINE = [
     "samplers.frequency", "samplers.streaming", "samplers.in_batch", "samplers.uniform", "samplers.weighted",
     "samplers.popularity", "samplers.catalog", "samplers.cross_batch", "samplers.explicit", "samplers.hard",
     "samplers", "outputs.base", "outputs.known", "outputs.contest", "outputs.contrastive", "outputs.targets",
-    "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers", "health.measures",
-    "health.record", "health.findings", "training.compiled", "training.history", "training.checkup",
-    "training.watch", "training.checkpoint", "training.lightning", "exposure", "measures", "evaluation.task",
-    "evaluation.queries", "evaluation.ranking", "evaluation.tower", "evaluation.statistics", "evaluation.slices",
-    "evaluation.result", "evaluation.evaluator", "evaluation", "training.early_stopping", "data.synthetic.world",
-    "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn",
-    "baselines.ease", "baselines.implicit_models", "baselines", "indexes.filters", "indexes.base", "indexes.rows",
-    "indexes.scan", "indexes.local", "indexes.exact", "indexes.kinds", "top_k", "models.parts", "models.positions",
-    "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
-    "models.matrix_factorization", "models.youtube_dnn", "feature_stores.base", "feature_stores.cells",
-    "feature_stores.sqlite", "feature_stores.parquet", "feature_stores.redis", "bundle", "serving.encoding",
-    "serving.items", "serving.queries", "serving.retriever", "serving.cards", "serving.requests", "serving.batching",
-    "serving.inputs", "serving.live", "serving.settings", "serving.instruments", "serving.problems", "serving.reading",
-    "serving.service", "serving.front", "serving.oip", "serving.openapi", "serving.app", "serving.server",
-    "report.record", "report.words", "report.plots",
+    "outputs", "optimizers.rows", "optimizers.split", "optimizers.clipping", "optimizers.schedule", "optimizers",
+    "health.measures", "health.record", "health.findings", "training.compiled", "training.history",
+    "training.checkup", "training.watch", "training.checkpoint", "training.lightning", "exposure", "measures",
+    "evaluation.task", "evaluation.queries", "evaluation.ranking", "evaluation.tower", "evaluation.statistics",
+    "evaluation.slices", "evaluation.result", "evaluation.evaluator", "evaluation", "training.early_stopping",
+    "data.synthetic.world", "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix",
+    "baselines.item_knn", "baselines.ease", "baselines.implicit_models", "baselines", "indexes.filters",
+    "indexes.base", "indexes.rows", "indexes.scan", "indexes.local", "indexes.exact", "indexes.faiss_part",
+    "indexes.recall", "indexes.flat", "indexes.ivf", "indexes.hnsw", "indexes.scann", "indexes.qdrant",
+    "indexes.kinds", "indexes.report", "top_k", "models.parts", "models.positions", "models.scoring",
+    "models.storing", "models.growing", "models.base", "models.two_tower", "models.matrix_factorization",
+    "models.youtube_dnn", "feature_stores.base", "feature_stores.cells", "feature_stores.sqlite",
+    "feature_stores.parquet", "feature_stores.redis", "bundle", "serving.encoding", "serving.items",
+    "serving.queries", "serving.retriever", "export.inputs", "export.graph", "export.checking", "export.tower",
+    "export.vectors", "export.card", "export.hub", "serving.explaining", "serving.searching", "serving.cards",
+    "serving.requests", "serving.batching", "serving.inputs", "serving.live", "serving.settings",
+    "serving.instruments", "serving.problems", "serving.reading", "serving.service", "serving.front", "serving.oip",
+    "serving.openapi", "serving.app", "serving.server", "report.record", "report.words", "report.plots",
     "report.comparison", "report.curves", "report.catalogue", "report.exposure", "report.scores", "report.item_map",
     "report.people", "report.page", "report", "config.yaml_file", "config.describe", "config.columns",
     "config.sections", "config.mistakes", "config.config", "config.drafting", "experiment.tables",
     "experiment.rows", "experiment.features", "experiment.build", "experiment.measuring", "experiment.lock",
     "experiment.folder", "experiment.run", "experiment.recommending", "experiment.tuning", "cli.show", "cli.common",
-    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.serve", "cli.tune", "cli.app",
-    "__main__",
+    "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.serve", "cli.tune",
+    "cli.app", "__main__",
 ]  # fmt: skip
 
 
@@ -93,24 +96,26 @@ PUBLIC = [
     "Age", "AttentionPooling", "AvgPrecisionAt", "BinaryOutput", "Bucketized", "Bundle", "CandidateSampler",
     "Candidates", "Catalog", "CatalogEarlyStopping", "CatalogMetric", "CatalogSampler", "Categorical",
     "ColumnSampler", "ColumnSchema", "Config", "Continuous", "ContinuousEmbedding", "ContrastiveOutput",
-    "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference", "DiversityAt",
-    "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder", "Estimate",
-    "Evaluation", "Evaluator", "ExactIndex", "FeatureStore", "Features", "Filter", "Frequency", "GiniAt",
-    "HardNegativeSampler", "Hashed", "Health", "HealthWarning", "History", "HistoryBag", "HistoryEncoder",
-    "HistoryGRU", "HistoryTransformer", "HitRateAt", "InBatchSamplerV2", "Index", "Inferred", "InputBlockV2",
-    "L2Norm", "LeakWarning", "LearnedTemperature", "ListHealth", "ListMetric", "Loader", "MLPBlock", "MRRAt",
-    "MappedLoader", "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
+    "Contribution", "CountFrequency", "CoverageAt", "CrossBatchSampler", "CrossBlock", "Dataset", "Difference",
+    "DiversityAt", "Domain", "DotProduct", "Draw", "EmbeddingEncoder", "EmbeddingTable", "Embeddings", "Encoder",
+    "Estimate", "Evaluation", "Evaluator", "ExactIndex", "Explanation", "FeatureStore", "Features", "Filter",
+    "FlatIndex", "Frequency", "GiniAt", "HNSWIndex", "HardNegativeSampler", "Hashed", "Health", "HealthWarning",
+    "History", "HistoryBag", "HistoryEncoder", "HistoryGRU", "HistoryTransformer", "HitRateAt", "IVFIndex",
+    "InBatchSamplerV2", "Index", "Inferred", "InputBlockV2", "L2Norm", "LeakWarning", "LearnedTemperature",
+    "ListHealth", "ListMetric", "Loader", "LowRecallWarning", "MLPBlock", "MRRAt", "MappedLoader",
+    "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
     "ParquetFeatures", "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt",
-    "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "Ragged", "RankingMetric", "RawTables", "RecallAt",
-    "RedisFeatures", "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever", "Run", "SQLiteFeatures",
-    "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
-    "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler",
-    "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare",
-    "create_categorical_column", "create_continuous_column", "evaluate_run", "generate_data", "generate_world",
+    "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "QdrantIndex", "Ragged", "RankingMetric",
+    "RawTables", "RecallAt", "RedisFeatures", "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever",
+    "Run", "SQLiteFeatures", "ScaNNIndex", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency",
+    "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel",
+    "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories",
+    "check_leaks", "compare", "create_categorical_column", "create_continuous_column", "evaluate_run", "explain",
+    "export_embeddings", "export_tower", "flat_inputs", "generate_data", "generate_world", "index_report",
     "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle",
-    "load_interactions", "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch",
-    "save_bundle", "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate", "train_run",
-    "unique_rows_by_features", "write_report",
+    "load_from_hub", "load_index", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
+    "make_optimizer", "push_to_hub", "sample_batch", "save_bundle", "save_schema", "split_at_random",
+    "split_by_time", "split_by_user", "tabulate", "train_run", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -163,7 +168,26 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
+    heavy = (
+        "lightning",
+        "torchmetrics",
+        "pandas",
+        "scipy",
+        "plotly",
+        "sklearn",
+        "pydantic",
+        "typer",
+        "optuna",
+        "faiss",
+        "scann",
+        "qdrant_client",
+    )
+    heavy = [
+        "lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna", "onnx",
+        "onnxruntime", "huggingface_hub",
+    ]  # fmt: skip
     heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
+    heavy += ("litestar", "jinja2")
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning.pytorch as L
 import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -165,6 +166,25 @@ def _evaluate(run: Run, on: str, part: str, data: PathLike | None, baselines: bo
     return found
 
 
+class StopAfter(Callback):
+    """Ends a fit after so many epochs of a schedule that is laid out for more.
+
+    Args:
+        epochs: to train.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One that is resumed may be at its end already."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self.epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The epochs are counted from 0."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs
+
+
 def encode(config: Config, tables: Tables) -> tuple[Preprocessor, pl.DataFrame]:
     """The fitted Preprocessor, and the raw rows to train on."""
     rows = training_rows(config, tables)
@@ -183,7 +203,8 @@ def fit_model(
 ) -> tuple[RetrievalModelV2, History]:
     """Two trained towers and what was logged: the best by the validation part if the config stops early.
 
-    With `epochs` so many are trained, and nothing is looked at on the way.
+    With `epochs` so many are trained, at the rates that the first so many of training.epochs have, and nothing is looked at on the
+    way.
     """
     training = config.training
     if epochs is None and training.batch_size > len(rows):
@@ -193,7 +214,8 @@ def fit_model(
             stacklevel=1,
         )
     model = build_model(config, preprocessor)
-    watch: list[Callback] = []
+    scheduled = training.schedule != "constant" or training.warmup > 0
+    watch: list[Callback] = [StopAfter(epochs)] if epochs is not None and scheduled else []
     if training.stop_early is not None and epochs is None:
         stop = training.stop_early
         watch.append(
@@ -210,7 +232,7 @@ def fit_model(
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),
-        epochs=training.epochs if epochs is None else epochs,
+        epochs=training.epochs if epochs is None or scheduled else epochs,
         batch_size=training.batch_size,
         catalog=preprocessor.transform(known),
         seed=training.seed,

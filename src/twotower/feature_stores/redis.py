@@ -1,6 +1,5 @@
 """Features in Redis, shared by many servers."""
 
-import importlib
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from twotower.data.dataset import Dataset, Source
+from twotower.errors import need
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.feature_stores.sqlite import SQLiteFeatures
@@ -91,10 +91,5 @@ class RedisFeatures(FeatureStore):
 def _connected(client: Any) -> Any:
     if not isinstance(client, str):
         return client
-    try:
-        redis = importlib.import_module("redis")
-    except ImportError as error:
-        raise ImportError(
-            f"RedisFeatures needs redis, which cannot be imported ({error}): pip install 'twotower[redis]'."
-        ) from error
+    redis = need("redis", "RedisFeatures", "redis")
     return redis.Redis.from_url(client)
