@@ -11,7 +11,7 @@ import twotower as tt
 SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
-    "errors", "devices", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
+    "errors", "devices", "loops", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
     "data.parquet", "data.dataset", "data.raw", "data.times", "data.columns.values", "data.columns.vocabulary",
     "data.columns.base", "data.columns.categorical", "data.columns.hashed", "data.columns.times",
     "data.columns.numeric", "data.columns.buckets", "data.columns.text", "data.columns.vectors", "data.columns",
@@ -34,7 +34,8 @@ LINE = [
     "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix", "baselines.item_knn",
     "baselines.ease", "baselines.implicit_models", "baselines", "indexes.exact", "top_k", "models.parts",
     "models.positions", "models.scoring", "models.storing", "models.growing", "models.base", "models.two_tower",
-    "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever", "report.record",
+    "models.matrix_factorization", "models.youtube_dnn", "bundle", "serving.retriever", "export.inputs",
+    "export.graph", "export.checking", "export.tower", "export.vectors", "export.card", "export.hub", "report.record",
     "report.words", "report.plots", "report.comparison", "report.curves", "report.catalogue", "report.exposure",
     "report.scores", "report.item_map", "report.people", "report.page", "report", "config.yaml_file",
     "config.describe", "config.columns", "config.sections", "config.mistakes", "config.config", "config.drafting",
@@ -98,11 +99,11 @@ PUBLIC = [
     "Run", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp",
     "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector",
     "World", "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare", "create_categorical_column",
-    "create_continuous_column", "evaluate_run", "generate_data", "generate_world", "infer_columns",
-    "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle", "load_interactions",
-    "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "sample_batch", "save_bundle",
-    "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate", "train_run",
-    "unique_rows_by_features", "write_report",
+    "create_continuous_column", "evaluate_run", "export_embeddings", "export_tower", "flat_inputs", "generate_data",
+    "generate_world", "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out",
+    "load_bundle", "load_from_hub", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
+    "make_optimizer", "push_to_hub", "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time",
+    "split_by_user", "tabulate", "train_run", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 
@@ -155,7 +156,10 @@ def test_importing_the_package_does_not_import_heavy_parts() -> None:
     import subprocess
     import sys
 
-    heavy = ("lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna")
+    heavy = [
+        "lightning", "torchmetrics", "pandas", "scipy", "plotly", "sklearn", "pydantic", "typer", "optuna", "onnx",
+        "onnxruntime", "huggingface_hub",
+    ]  # fmt: skip
     code = f"import sys, twotower; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

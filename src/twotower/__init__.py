@@ -94,6 +94,10 @@ if TYPE_CHECKING:
     from twotower.config.config import Config
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run, train_run
+    from twotower.export.hub import load_from_hub, push_to_hub
+    from twotower.export.inputs import flat_inputs
+    from twotower.export.tower import export_tower
+    from twotower.export.vectors import export_embeddings
     from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
@@ -102,6 +106,11 @@ LATER = {
     "Config": "twotower.config.config",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
+    "export_embeddings": "twotower.export.vectors",
+    "export_tower": "twotower.export.tower",
+    "flat_inputs": "twotower.export.inputs",
+    "load_from_hub": "twotower.export.hub",
+    "push_to_hub": "twotower.export.hub",
     "train_run": "twotower.experiment.run",
 }
 
@@ -222,6 +231,9 @@ __all__ = [
     "create_categorical_column",
     "create_continuous_column",
     "evaluate_run",
+    "export_embeddings",
+    "export_tower",
+    "flat_inputs",
     "generate_data",
     "generate_world",
     "infer_columns",
@@ -230,11 +242,13 @@ __all__ = [
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_from_hub",
     "load_interactions",
     "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",
+    "push_to_hub",
     "sample_batch",
     "save_bundle",
     "save_schema",
