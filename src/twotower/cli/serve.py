@@ -94,7 +94,7 @@ def _token(file: Path | None) -> str | None:
         raise ValueError(f"the token is given twice, by --token-file and {TOKEN}: which is it?")
     if file is None:
         return os.environ.get(TOKEN)
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"--token-file: there is no {file}.")
     return file.read_text(encoding="utf-8").strip()
 

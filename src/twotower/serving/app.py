@@ -120,20 +120,19 @@ def _questions(service: Service) -> list[Any]:
         return as_json(await service.answers(asked, request))
 
     @get("/recommend/{user:path}")
-    async def recommend_user(request: AnyRequest, user: str) -> Reply:
+    async def recommend_user(request: AnyRequest) -> Reply:
         given = read_parameters(request, BY_HAND)
         users = service.live.current.retriever.bundle.users
-        raw = id_of(user, None if users is None else users.schema[users.key])
+        raw = id_of(request.path_params["user"], None if users is None else users.schema[users.key])
         (one,) = await service.answers([Question(user=raw, **given)], request)
         return as_json(one) if isinstance(one, Answer) else refused(one)
 
     @get("/similar/{item:path}")
-    async def similar(request: AnyRequest, item: str) -> Reply:
+    async def similar(request: AnyRequest) -> Reply:
         given = read_parameters(request, {"k": whole, "fields": words})
         items = service.live.current.retriever.items
-        (one,) = await service.answers(
-            [Question(item=id_of(item, items.table.schema[items.id_name]), **given)], request
-        )
+        raw = id_of(request.path_params["item"], items.table.schema[items.id_name])
+        (one,) = await service.answers([Question(item=raw, **given)], request)
         return as_json(one) if isinstance(one, Answer) else refused(one)
 
     return [recommend, recommend_user, similar]
@@ -151,12 +150,12 @@ def _items(service: Service) -> list[Any]:
         return as_json(await service.aside(lambda snapshot: _found(snapshot, text, limit)))
 
     @get("/items/{item:path}")
-    async def item(request: AnyRequest, item: str) -> Reply:
+    async def item(request: AnyRequest) -> Reply:
         fields = read_parameters(request, {"fields": words}).get("fields")
 
         def look_up(snapshot: Snapshot) -> dict[str, Any]:
             held = snapshot.retriever.items
-            raw = id_of(item, held.table.schema[held.id_name])
+            raw = id_of(request.path_params["item"], held.table.schema[held.id_name])
             if raw not in held:
                 raise Problem(404, f"no item has the id {raw!r}.", "GET /items?search= finds items.")
             try:
@@ -177,7 +176,7 @@ def _found(snapshot: Snapshot, text: str, limit: int) -> dict[str, Any]:
     names = [held.id_name, *(name for name in snapshot.cards.default if held.table.schema[name] == pl.String)]
     lowered = [pl.col(name).cast(pl.String).str.to_lowercase() for name in names]
     met = pl.any_horizontal(column.str.contains(text.lower(), literal=True).fill_null(False) for column in lowered)
-    rows = held.table.lazy().select(pl.arg_where(met)).head(limit).collect().to_series().to_numpy()
+    rows = held.table.lazy().select(pl.arg_where(met)).head(limit).collect().to_series().to_list()
     cards = snapshot.cards.of(held.keys[rows].tolist())
     return {"items": [{"id": raw, "fields": card} for raw, card in cards]}
 
@@ -261,8 +260,9 @@ def _about(service: Service) -> list[Any]:
 def _open_inference(service: Service) -> list[Any]:
     live, limits = service.live, service.settings.limits
 
-    def check_name(name: str, version: str | None = None) -> Snapshot:
+    def checked(request: AnyRequest) -> Snapshot:
         snapshot = live.current
+        name, version = request.path_params["name"], request.path_params.get("version")
         if name != live.name or version not in (None, snapshot.version):
             raise Problem(
                 404, f"there is no model {name!r} of version {version!r}.", f"GET /v2/models/{live.name} is there."
@@ -288,18 +288,18 @@ def _open_inference(service: Service) -> list[Any]:
         return as_json({"ready": service.ready}, 200 if service.ready else 503)
 
     @get(["/v2/models/{name:str}", "/v2/models/{name:str}/versions/{version:str}"])
-    async def model(name: str, version: str | None = None) -> Reply:
-        snapshot = check_name(name, version)
+    async def model(request: AnyRequest) -> Reply:
+        snapshot = checked(request)
         return as_json(metadata(live.name, snapshot.version, snapshot.inputs, integers(snapshot)))
 
     @get(["/v2/models/{name:str}/ready", "/v2/models/{name:str}/versions/{version:str}/ready"])
-    async def model_ready(name: str, version: str | None = None) -> Reply:
-        check_name(name, version)
+    async def model_ready(request: AnyRequest) -> Reply:
+        checked(request)
         return as_json({"name": live.name, "ready": service.ready}, 200 if service.ready else 503)
 
     @post(["/v2/models/{name:str}/infer", "/v2/models/{name:str}/versions/{version:str}/infer"], status_code=200)
-    async def infer(request: AnyRequest, name: str, version: str | None = None) -> Reply:
-        snapshot = check_name(name, version)
+    async def infer(request: AnyRequest) -> Reply:
+        snapshot = checked(request)
         example = '{"inputs": [{"name": "user_id", "shape": [1], "datatype": "INT64", "data": [42]}]}'
         asked = decoded(await read_body(request, limits), INFER.decode, example)
         questions = questions_of(asked, snapshot.inputs)
