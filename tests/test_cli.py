@@ -2,20 +2,26 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as L
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch.callbacks import Callback
+from rich.console import Console
 from typer.testing import CliRunner
 
 import twotower as tt
 from twotower.baselines import Popularity
+from twotower.cli import show
 from twotower.cli.app import app
 from twotower.config.config import Config
+from twotower.experiment import recommending
 from twotower.experiment.recommending import Desk
 from twotower.experiment.run import best_epoch, encode, fit_model
 from twotower.experiment.tuning import tune
@@ -188,11 +194,11 @@ def test_evaluate_on_the_test_and_on_later_rows(shop: Path, run: Path, tmp_path:
     assert "training.refit" in call("evaluate", run, "--on", "validation", "--overwrite", code=2)
     later = tmp_path / "later.parquet"
     pl.DataFrame({"who": [3], "what": ["g03"], "at": [5000], "device": ["tv"]}).write_parquet(later)
-    assert "1 queries" in call("evaluate", run, "--data", later)
+    assert "1 query, 1 positive, 40 items ranked" in call("evaluate", run, "--data", later)
     assert "has evaluations on" in call("evaluate", run, "--data", later, code=2)
     namesake = tmp_path / "test.parquet"
     pl.read_parquet(later).write_parquet(namesake)
-    assert "1 queries" in call("evaluate", run, "--data", namesake)
+    assert "1 query, 1 positive, 40 items ranked" in call("evaluate", run, "--data", namesake)
     same(tt.evaluate_run(tt.Run(run))[0], found[0])  # the run's own test is what it was
 
 
@@ -231,12 +237,13 @@ def test_compare(shop: Path, run: Path, tmp_path: Path) -> None:
 
 def test_recommend(run: Path, tmp_path: Path) -> None:
     desk = Desk(tt.Run(run))
-    asked = desk.look_up([7]).queries.row(0, named=True)
-    history = desk.rows.filter(pl.col("who") == 7)["what"].to_list()
+    asked = desk.look_up([7]).rows.row(0, named=True)
+    rows = tt.Run(run).tables().before("everything").sort("at", maintain_order=True)
+    history = rows.filter(pl.col("who") == 7)["what"].to_list()
     assert asked["history"] == history[-5:]
     assert asked["town"] == "o1"
     told = json.loads(call("recommend", run, "--user", 7, "-k", 4, "--json"))
-    by_hand = desk.retriever.recommend([asked | {"who": 7}], k=4)
+    by_hand = desk.retriever.recommend([{name: asked[name] for name in desk.needed}], k=4)
     assert [row["what"] for row in told] == by_hand["what"].to_list()
     assert {row["taste"] for row in told} == {"t3"}
     unseen = json.loads(call("recommend", run, "--user", 7, "-k", 40, "--no-seen", "--json"))
@@ -244,13 +251,13 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     assert "Good" in call("recommend", run, "--user", 7)
     query = json.dumps({name: asked[name] for name in desk.needed})
     assert json.loads(call("recommend", run, "--query", query, "-k", 4, "--json"))[0]["what"] == told[0]["what"]
-    assert "this one lacks" in call("recommend", run, "--query", "{}", code=2)
+    assert "is missing" in call("recommend", run, "--query", "{}", code=2)
     extra = json.dumps({name: asked[name] for name in desk.needed} | {"twon": "o1"})
-    assert "this query holds twon, which the model does not read" in call("recommend", run, "--query", extra, code=2)
+    assert "unknown column 'twon'" in call("recommend", run, "--query", extra, code=2)
     assert "is no JSON" in call("recommend", run, "--query", "{", code=2)
     assert "nothing is known of 1 of 1 users, such as who '999'" in call("recommend", run, "--user", 999, code=2)
     assert "such as who 'abc'" in call("recommend", run, "--user", "abc", code=2)
-    assert desk.look_up([7.0]).queries.equals(desk.look_up([7]).queries)
+    assert desk.look_up([7.0]).rows.equals(desk.look_up([7]).rows)
     for nobody in (None, 7.5, "7.5"):
         with pytest.raises(ValueError, match="nothing is known of 1 of 2 users"):
             desk.look_up([7, nobody])
@@ -262,6 +269,59 @@ def test_recommend(run: Path, tmp_path: Path) -> None:
     assert lists.filter(pl.col("who") == 7)["what"].to_list() == [row["what"] for row in told]
     assert len(lists) == 12
     assert "is there already" in call("recommend", run, *many, code=2)
+
+
+def test_many_users_are_written_as_they_come(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommending, "AT_ONCE", 8)
+    people = [*range(PEOPLE - 1, -1, -1)]
+    pl.DataFrame({"who": people}).write_parquet(tmp_path / "people.parquet")
+    for option in ("--seen", "--no-seen"):
+        out = tmp_path / f"{option}.parquet"
+        told = call("recommend", run, "--users-file", tmp_path / "people.parquet", "--out", out, "-k", 4, option)
+        assert f"{4 * PEOPLE:,} rows for 60 users are in" in told
+        assert pq.ParquetFile(out).num_row_groups == 8  # of 60 users
+        lists, desk = pl.read_parquet(out), Desk(tt.Run(run))
+        alone = pl.concat([desk.recommend([who], 4, option == "--seen") for who in people])
+        assert lists.equals(alone)
+
+
+def test_piped_output_is_neither_cut_nor_wrapped(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a file or another program gets it, whatever terminal the command was typed in."""
+    long = "word " * 60
+    wide = pl.DataFrame({"rank": [1], "score": [0.5]} | {f"column_{n}": [long.strip()] for n in range(12)})
+    wide.write_parquet(tmp_path / "wide.parquet")
+    shown = f"""
+import polars as pl
+import twotower as tt
+from twotower.cli import common, show
+common.say({long!r})
+show.show_items(pl.read_parquet({str(tmp_path / "wide.parquet")!r}), "t")
+found = tt.Evaluation.load({str(run / "evaluations" / "validation" / "model")!r})
+show.show_evaluations([found] * 9, "Validation")
+"""
+    done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert f"· {long}".rstrip() in [line.rstrip() for line in lines]
+    assert sum(line.count(long.strip()) for line in lines) == 1 + 12
+    assert sum(line.split().count("model") for line in lines) == 9
+    assert [line.count(".") for line in lines if line.strip().startswith("recall_at_5")] == [9]
+    monkeypatch.setattr(show, "console", Console(width=90))
+    show.show_items(wide, "t")
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 90
+    assert "Not shown for want of room: column_4, column_5" in narrow
+
+
+def test_a_batch_larger_than_the_data_is_told_of(shop: Path, tmp_path: Path) -> None:
+    small = ["--set", "training.epochs=1", "--set", "evaluation.baselines=[]"]
+    told = call("train", shop / "shop.yaml", "--run", tmp_path / "run", *small, "--set", "training.batch_size=5000")
+    said = (
+        "training.batch_size is 5,000, but there are 960 rows to train on: an epoch is a single step, with all of them"
+    )
+    assert told.count(said) == 1
+    assert any(said in text for _, text in tt.Run(tmp_path / "run").findings())
 
 
 def test_report(run: Path, tmp_path: Path) -> None:
@@ -385,7 +445,7 @@ def test_a_folder_is_known_by_its_marker(shop: Path, run: Path, tmp_path: Path) 
 
 
 def test_data_that_look_like_markup_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    from twotower.cli import common, show
+    from twotower.cli import common
 
     common.say("[red]a[/nope]")
     show.show_items(pl.DataFrame({"rank": [1], "score": [0.5], "[red]q[/nope]": ["[x]y[/z]"]}), "[b]t[/c]")
@@ -414,7 +474,7 @@ def test_nothing_is_overwritten_unasked(shop: Path, run: Path, tmp_path: Path) -
     assert "holds a finished run. Give --resume" in call("train", shop / "shop.yaml", "--run", run, code=2)
     assert "nothing is left to do" in call("train", shop / "shop.yaml", "--run", run, "--resume")
     other = call("train", shop / "shop.yaml", "--run", run, "--resume", "--set", "model.dim=4", code=2)
-    assert "1 keys differ: model.dim: 8 against 4" in other
+    assert "was begun with another config: model.dim: 8 against 4. Go on" in other
     assert (run / "metrics.json").read_text() == before
     (tmp_path / "mine.txt").write_text("letters")
     assert "something else than a run" in call("train", shop / "shop.yaml", "--run", tmp_path, "--overwrite", code=2)

@@ -96,6 +96,23 @@ def test_each_mistake_has_a_line_of_its_own_and_its_place_in_the_file(tmp_path: 
         Config.load(file, {"training.epochs": "x", "training.batch_size": 2})
 
 
+def test_a_history_after_a_random_split_is_refused_when_the_config_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "shop.yaml"
+    file.write_text(
+        "data: {interactions: a.parquet, user: who, item: what, time: at}\n"
+        "columns:\n"
+        "  what: {kind: categorical, tags: [item_id]}\n"
+        "history: {length: 3}\n"
+        "split:\n"
+        "  kind: random\n"
+    )
+    with pytest.raises(
+        ValueError, match=r"^shop.yaml:6: split.kind: 'random' does not go with history: a history at test time"
+    ):
+        Config.load(file)
+    assert Config.load(file, {"split.kind": "user"}).split_kind == "user"
+
+
 def test_yaml_as_people_mean_it(tmp_path: Path) -> None:
     assert [read_value(v) for v in ("1e-3", "2E5", "no", "true", "2024-01-31", "7", ".5", "[1, a]", "null")] == [
         0.001, 200000.0, "no", True, "2024-01-31", 7, 0.5, [1, "a"], None,
@@ -167,6 +184,16 @@ def test_a_draft_says_why_and_is_a_config(tmp_path: Path) -> None:
     assert "  # positive: {column: rating, at_least: 3}" in made.text
     assert "# session_id: Int64  # left out: it names a session" in made.text
     assert set(config.columns) == {"item_id", "ts", "asked_at"}
+    declared = {n: c for n, c in config.declarations().items() if n in ("item_id", "asked_at")}
+    moments = tt.Preprocessor(declared).fit(pl.read_parquet(tmp_path / "log.parquet"))
+    asked = (
+        moments.transform(pl.DataFrame({"ts": [1_700_000_000, 1_700_058_999, 1_800_000_000]}))
+        .to_polars()["asked_at"]
+        .to_list()
+    )
+    assert (
+        asked[0] < asked[1] == asked[2]
+    )  # later than all training is as its end, and no larger number than was ever seen
     with pytest.raises(ValueError, match="unknown column of the interactions 'tim'"):
         draft(Given((str(tmp_path / "log.parquet"),), time="tim"), tmp_path)
 

@@ -12,7 +12,7 @@ import twotower as tt
 from tests.worlds import clubs, towers
 from twotower.baselines import Popularity
 from twotower.evaluation import Queries, ScoreQueries
-from twotower.evaluation.statistics import bootstrap, sign_flip_p
+from twotower.evaluation.statistics import bootstrap, sign_flip_test
 
 
 class Fixed:
@@ -195,9 +195,35 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_the_paired_test_against_the_binomial_law() -> None:
     """With differences of one size the test is the sign test: 9 of 10 up, p = 2 * (1 + 10) / 2^10."""
     differences = np.array([1.0] * 9 + [-1.0])
-    p = sign_flip_p(differences, np.arange(10), seed=0)
+    p, _ = sign_flip_test(differences, np.arange(10), confidence=0.95, seed=0)
     assert p == pytest.approx(22 / 1024, abs=0.013)  # 2,000 flips: four standard errors of .0032
-    assert sign_flip_p(np.zeros(10), np.arange(10), seed=0) == 1
+    assert sign_flip_test(np.zeros(10), np.arange(10), confidence=0.95, seed=0) == (1, (0, 0))
+    assert np.isnan(sign_flip_test(differences[:9], np.arange(9), confidence=0.95, seed=0)[1]).all()  # too few users
+
+
+def test_the_interval_of_a_difference_is_what_its_test_does_not_refuse() -> None:
+    """Users with 1 to 4 queries: a difference within the interval, taken off, leaves p of .05 and more; one outside does not."""
+    rng, borders = np.random.default_rng(0), 0
+    for seed in range(40):
+        user = np.repeat(np.arange(30), rng.integers(1, 5, 30))
+        apart = rng.choice([-1.0, 0.0, 1.0], len(user)) + rng.normal(0.25, 0.05)
+        p, (low, high) = sign_flip_test(apart, user, confidence=0.95, seed=seed)
+        assert low < apart.mean() < high
+        assert (p < 0.05) == (low > 0 or high < 0)
+        borders += 0.01 < p < 0.1
+        for taken, inside in ((low + 1e-6, True), (low - 1e-6, False), (high - 1e-6, True), (high + 1e-6, False)):
+            assert (sign_flip_test(apart - taken, user, confidence=0.95, seed=seed)[0] >= 0.05) == inside
+    assert borders >= 10  # where two ways to make them could contradict each other
+
+
+def test_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says() -> None:
+    """200 samples of 40 skewed draws: about 180 of the 90 % intervals hold the true mean, 4 standard errors of 4.2 either way."""
+    rng, inside = np.random.default_rng(1), 0
+    for seed in range(200):
+        apart = rng.exponential(size=40) - 0.8
+        _, (low, high) = sign_flip_test(apart, np.arange(40), confidence=0.9, seed=seed)
+        inside += low < 0.2 < high
+    assert 163 <= inside <= 197
 
 
 def test_compare_pairs_queries_and_finds_what_is_there() -> None:

@@ -97,6 +97,14 @@ def test_any_store_can_be_written_as_a_file(make: Make, tmp_path: Path) -> None:
     assert (one.seen, one.known) == (other.seen, other.known)
 
 
+def test_keys_of_64_bits_without_a_sign(make: Make) -> None:
+    ids = [2**64 - 1, 0, 2**63]
+    store = make(pl.DataFrame({"user": pl.Series(ids, dtype=pl.UInt64), "n": [1, 2, 3]}), "user")
+    assert store.look_up([2**63, 5, 2**64 - 1]).rows["n"].to_list() == [3, None, 1]
+    store.remove([2**64 - 1])
+    assert store.look_up(ids).known == [False, True, True]
+
+
 def test_string_keys_and_no_seen(make: Make) -> None:
     store = make(pl.DataFrame({"who": ["1", "ü:*", ""], "n": [1, 2, 3]}), "who")
     found = store.look_up(["ü:*", "", "2"])
@@ -190,6 +198,7 @@ def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
 VALUES = {
     pl.Int64(): st.integers(-(2**63), 2**63 - 1),
     pl.UInt8(): st.integers(0, 255),
+    pl.UInt64(): st.integers(0, 2**64 - 1),
     pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
     pl.String(): st.text(st.characters(exclude_categories=["Cs"])),
     pl.Boolean(): st.booleans(),

@@ -1,5 +1,7 @@
 """The fused loss against the plain one, and distinct rows against all rows."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +10,7 @@ import twotower as tt
 from tests.worlds import clubs, towers
 from twotower.data.batch import take
 from twotower.distinct import encode_in_parts
-from twotower.losses import fused, fused_softmax, softmax
+from twotower.losses import bsl, fused, fused_ratio, fused_softmax, softmax
 from twotower.losses.fused import Hidden, Positives
 
 
@@ -39,17 +41,18 @@ def made_up(
     }
 
 
-def plain(x: dict[str, Tensor]) -> Tensor:
+def plain(x: dict[str, Tensor], ratio: float | None = None) -> Tensor:
     query = x["query"][x["query_row"]]
     positive = (query * x["candidate"][x["candidate_row"]]).sum(1) + x["positive_offset"]
     scores = (query @ x["pool"].T + x["offset"]).masked_fill(x["hidden"], -torch.inf)
-    return (softmax(positive, torch.cat([scores, x["own"][:, None]], 1)) * x["weight"]).sum()
+    loss = softmax if ratio is None else partial(bsl, ratio=ratio)
+    return (loss(positive, torch.cat([scores, x["own"][:, None]], 1)) * x["weight"]).sum()
 
 
-def fused_loss(x: dict[str, Tensor]) -> Tensor:
+def fused_loss(x: dict[str, Tensor], ratio: float | None = None) -> Tensor:
     hidden = Hidden(*x["hidden"].nonzero(as_tuple=True))
     positives = Positives(x["candidate"], x["query_row"], x["candidate_row"], x["positive_offset"])
-    return fused_softmax(x["query"], positives, x["pool"], x["offset"], hidden, x["weight"], x["own"])
+    return fused_softmax(x["query"], positives, x["pool"], x["offset"], hidden, x["weight"], x["own"], ratio=ratio)
 
 
 def value_and_gradients(loss: object, x: dict[str, Tensor]) -> list[Tensor]:
@@ -63,6 +66,7 @@ def doubled(x: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: v.double() if v.is_floating_point() else v for name, v in x.items()}
 
 
+@pytest.mark.parametrize("ratio", [None, 0.8])
 @pytest.mark.parametrize("group_rows", [1, 2, 64])
 @pytest.mark.parametrize("tile_rows", [2, 64])
 @pytest.mark.parametrize("hidden_share", [0.0, 0.15, 1.0])
@@ -70,15 +74,26 @@ def doubled(x: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_fused_is_plain_in_value_and_gradient(
     dtype: torch.dtype, bound: float, scale: float, hidden_share: float, tile_rows: int, group_rows: int,
-    monkeypatch: pytest.MonkeyPatch,
+    ratio: float | None, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(fused, "TILE_ELEMENTS", {"cpu": 1})
     monkeypatch.setattr(fused, "MIN_TILE_ROWS", tile_rows)
     monkeypatch.setattr(fused, "GROUP_ROWS", group_rows)
     x = made_up(dtype, scale, hidden_share)
-    for got, expected in zip(value_and_gradients(fused_loss, x), value_and_gradients(plain, doubled(x)), strict=True):
+    x["own"][5] = -torch.inf  # nothing at all to lose against
+    losses = partial(fused_loss, ratio=ratio), partial(plain, ratio=ratio)
+    got_all, expected_all = value_and_gradients(losses[0], x), value_and_gradients(losses[1], doubled(x))
+    for got, expected in zip(got_all, expected_all, strict=True):
         assert torch.isfinite(got).all()
         torch.testing.assert_close(got.double(), expected, rtol=bound, atol=bound * float(expected.abs().max()))
+
+
+def test_which_losses_are_fused() -> None:
+    assert fused_ratio(softmax) == (True, None)
+    assert fused_ratio(bsl) == (True, 1.0)
+    assert fused_ratio(partial(bsl, ratio=0.8)) == (True, 0.8)
+    for other in (tt.losses.bpr, partial(tt.losses.slatk, k=5), lambda p, n: bsl(p, n)):
+        assert fused_ratio(other) == (False, None)
 
 
 def test_in_bfloat16_the_error_is_that_of_rounding_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +122,7 @@ def test_a_processor_without_bfloat16_products_takes_them_in_float32(monkeypatch
         assert torch.equal(got, expected)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "bpr", "top1-max"])
+@pytest.mark.parametrize("loss", ["softmax", "bsl", "bpr", "top1-max"])
 @pytest.mark.parametrize("correction", ["logq", "corrected", False])
 @pytest.mark.parametrize("samplers", [["in-batch"], ["in-batch", "uniform"]])
 def test_encoding_distinct_rows_once_changes_nothing(loss: str, correction: str | bool, samplers: list[str]) -> None:

@@ -26,7 +26,7 @@ from twotower.report.item_map import POPULAR, SAMPLED, map_section
 from twotower.report.page import render
 from twotower.report.people import people
 from twotower.report.scores import sample_scores
-from twotower.report.words import MEANINGS, number, verdict
+from twotower.report.words import MEANINGS, number
 
 USERS, ITEMS, CLUBS = 60, 40, 4
 EVIL = [
@@ -461,8 +461,9 @@ def difference(p: float, apart: float = 0.1) -> tt.Difference:
 
 
 def test_the_verdict_turns_at_five_in_a_hundred() -> None:
-    assert [verdict(difference(p)) for p in (0.0, 0.049, 0.05, 0.051)] == ["better", "better", "unclear", "unclear"]
-    assert verdict(difference(0.049, -0.1)) == "worse"
+    assert [difference(p).verdict for p in (0.0, 0.049, 0.05, 0.051)] == ["better", "better", "unclear", "unclear"]
+    assert difference(0.049, -0.1).verdict == "worse"
+    assert replace(difference(0.02), confidence=0.99).verdict == "unclear"
 
 
 @pytest.mark.parametrize(

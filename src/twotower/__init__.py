@@ -56,6 +56,13 @@ from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealt
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
+from twotower.indexes.flat import FlatIndex
+from twotower.indexes.hnsw import HNSWIndex, LowRecallWarning
+from twotower.indexes.ivf import IVFIndex
+from twotower.indexes.kinds import load_index
+from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.report import index_report
+from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -101,6 +108,10 @@ if TYPE_CHECKING:
     from twotower.config.config import Config
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run, train_run
+    from twotower.export.hub import load_from_hub, push_to_hub
+    from twotower.export.inputs import flat_inputs
+    from twotower.export.tower import export_tower
+    from twotower.export.vectors import export_embeddings
     from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
@@ -109,6 +120,11 @@ LATER = {
     "Config": "twotower.config.config",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
+    "export_embeddings": "twotower.export.vectors",
+    "export_tower": "twotower.export.tower",
+    "flat_inputs": "twotower.export.inputs",
+    "load_from_hub": "twotower.export.hub",
+    "push_to_hub": "twotower.export.hub",
     "train_run": "twotower.experiment.run",
 }
 
@@ -163,8 +179,10 @@ __all__ = [
     "FeatureStore",
     "Features",
     "Filter",
+    "FlatIndex",
     "Frequency",
     "GiniAt",
+    "HNSWIndex",
     "HardNegativeSampler",
     "Hashed",
     "Health",
@@ -175,6 +193,7 @@ __all__ = [
     "HistoryGRU",
     "HistoryTransformer",
     "HitRateAt",
+    "IVFIndex",
     "InBatchSamplerV2",
     "Index",
     "Inferred",
@@ -185,6 +204,7 @@ __all__ = [
     "ListHealth",
     "ListMetric",
     "Loader",
+    "LowRecallWarning",
     "MLPBlock",
     "MRRAt",
     "MappedLoader",
@@ -202,6 +222,7 @@ __all__ = [
     "Preprocessor",
     "PretrainedEmbeddings",
     "PretrainedVectors",
+    "QdrantIndex",
     "Ragged",
     "RankingMetric",
     "RawTables",
@@ -213,6 +234,7 @@ __all__ = [
     "Retriever",
     "Run",
     "SQLiteFeatures",
+    "ScaNNIndex",
     "Schema",
     "SliceBy",
     "SliceEstimates",
@@ -239,19 +261,26 @@ __all__ = [
     "create_continuous_column",
     "evaluate_run",
     "explain",
+    "export_embeddings",
+    "export_tower",
+    "flat_inputs",
     "generate_data",
     "generate_world",
+    "index_report",
     "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_from_hub",
+    "load_index",
     "load_interactions",
     "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",
+    "push_to_hub",
     "sample_batch",
     "save_bundle",
     "save_schema",

@@ -126,6 +126,19 @@ def _runs(process: int) -> bool:
     return True
 
 
+def check_writable(path: Path) -> None:
+    """Say before the work, not after it, that what comes of it cannot be kept.
+
+    Raises:
+        ValueError: the path, or the folder that it would come to be in, cannot be written to.
+    """
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if there != path.absolute() and not there.is_dir():
+        raise ValueError(f"{path} cannot be made: {there} is a file. Give another path.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {there} is read-only to you. Give another path.")
+
+
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name != "posix":  # folders can only be flushed there
         return

@@ -53,7 +53,7 @@ def init(
     console.print(
         Text.assemble("The config is in ", (str(out), "bold"), ". Read it, change what you know better. Next:")
     )
-    console.print(f"  twotower train {shlex.quote(str(out))}", markup=False)
+    console.print(f"  twotower train {shlex.quote(str(out))}", markup=False, soft_wrap=True)
 
 
 def _example(folder: Path, overwrite: bool, out: Path) -> list[Path]:

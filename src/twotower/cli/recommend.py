@@ -1,6 +1,8 @@
 """twotower recommend: items for a user, a query of your own, or many users."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +11,7 @@ import typer
 from rich.text import Text
 
 from twotower.cli.evaluate import RunFolder
-from twotower.cli.show import as_json, console, show_items
+from twotower.cli.show import as_json, console, counted, show_items
 
 
 def recommend(
@@ -40,8 +42,9 @@ def recommend(
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """The best items, with their columns."""
-    from twotower.experiment.folder import Run, check_writable
+    from twotower.experiment.folder import Run
     from twotower.experiment.recommending import Desk
+    from twotower.files import check_writable
 
     if sum(given is not None for given in (user, query, users_file)) != 1:
         raise ValueError("say for whom: one of --user ID, --query JSON and --users-file PARQUET.")
@@ -55,15 +58,15 @@ def recommend(
         check_writable(out)
     desk = Desk(opened)
     if users_file is not None:
-        found = desk.recommend(_users(users_file, desk.config.data.user), k, seen)
-        _write(found, out)
+        assert out is not None
+        _write(desk.lists(_users(users_file, desk.config.data.user), k, seen), out)
         return
     found = desk.answer(_parsed(query), k, seen) if query is not None else desk.recommend([user], k, seen)
     if json_:
         print(as_json(found))
         return
     if user is not None:
-        _describe(desk.look_up([user]).queries.row(0, named=True), desk.config.data.user)
+        _describe(desk.look_up([user]).rows.row(0, named=True), desk.config.data.user)
         found = found.drop(found.columns[0])
     show_items(found, f"For {desk.config.data.user} {user}" if user is not None else "For the query")
 
@@ -99,10 +102,17 @@ def _users(path: Path, user: str) -> list[Any]:
     return table[user].unique(maintain_order=True).to_list()
 
 
-def _write(found: pl.DataFrame, out: Path | None) -> None:
+def _write(parts: Iterator[pl.DataFrame], out: Path) -> None:
+    """The lists as they come, a row group for each part."""
+    import pyarrow.parquet as pq
+
     from twotower.files import written_aside
 
-    assert out is not None
-    with written_aside(out) as aside:
-        found.write_parquet(aside)
-    console.print(f"{len(found):,} rows for {found[found.columns[0]].n_unique():,} users are in {out}.", markup=False)
+    first = next(parts)
+    rows = users = 0
+    schema = first.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    with written_aside(out) as aside, pq.ParquetWriter(aside, schema) as writer:
+        for part in itertools.chain([first], parts):
+            writer.write_table(part.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            rows, users = rows + len(part), users + part[part.columns[0]].n_unique()
+    console.print(f"{counted(rows, 'row', 'rows')} for {counted(users, 'user', 'users')} are in {out}.", markup=False)

@@ -19,8 +19,9 @@ def report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
 ) -> None:
     """Write a page that tells what was trained, how it went and what it is worth."""
-    from twotower.experiment.folder import Run, check_writable
+    from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run
+    from twotower.files import check_writable
     from twotower.report import ReportData, write_report
 
     opened = Run(run)

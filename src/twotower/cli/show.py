@@ -2,7 +2,9 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import polars as pl
 from rich import box
@@ -12,7 +14,9 @@ from rich.text import Text
 
 from twotower.evaluation import Difference, Evaluation, compare
 
-console = Console(highlight=False)
+UNBOUND = 100_000  # characters, wider than any table
+# a file and a pipe have no width, so that nothing is cut or wrapped there
+console = Console(highlight=False, width=None if sys.stdout.isatty() else UNBOUND)
 
 
 def number(value: float) -> str:
@@ -22,8 +26,13 @@ def number(value: float) -> str:
     return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.2f}"
 
 
+def counted(many: int, one: str, several: str) -> str:
+    """Such as 1 query and 4,303 queries."""
+    return f"{many:,} {one if many == 1 else several}"
+
+
 def new_table(title: str = "") -> Table:
-    """A table that also fits into 80 columns."""
+    """A table without outer borders, which fits into 80 columns."""
     return Table(
         title=Text(title) if title else None,
         title_justify="left",
@@ -41,7 +50,8 @@ def show_evaluations(found: Sequence[Evaluation], title: str) -> None:
         Text.assemble(
             "\n",
             (title, "bold"),
-            f": {first.queries:,} queries, {first.positives:,} positives, {first.candidates:,} items ranked",
+            f": {counted(first.queries, 'query', 'queries')}, {counted(first.positives, 'positive', 'positives')}, "
+            f"{counted(first.candidates, 'item', 'items')} ranked",
         )
     )
     for start in range(0, len(found), _columns()):
@@ -84,14 +94,12 @@ def show_verdict(model: Evaluation, baselines: Sequence[Evaluation], metric: str
     if not found:
         return
     apart = found[0]
-    # p alone decides; the interval is made in another way, and near the border the two may differ
-    if apart.p >= 1 - model.confidence:
-        verdict, style = f"The model and {best.name} cannot be told apart", "yellow"
-    elif apart.difference > 0:
-        verdict, style = f"The model beats {best.name}, the best baseline,", "green"
-    else:
-        verdict, style = f"The model LOSES to {best.name}: do not serve it as it is;", "bold red"
-    console.print(Text(f"{verdict} in {sentence(apart)}", style=style))
+    told, style = {
+        "unclear": (f"The model and {best.name} cannot be told apart", "yellow"),
+        "better": (f"The model beats {best.name}, the best baseline,", "green"),
+        "worse": (f"The model LOSES to {best.name}: do not serve it as it is;", "bold red"),
+    }[apart.verdict]
+    console.print(Text(f"{told} in {sentence(apart)}", style=style))
 
 
 def sentence(apart: Difference) -> str:
@@ -107,14 +115,19 @@ def interval(low: float, high: float) -> str:
 
 
 def show_items(found: pl.DataFrame, title: str) -> None:
-    """Recommendations: rank, score and the items' columns, as many as fit."""
-    shown = found.columns[: 2 + (4 if console.width < 100 else 7)]
+    """Recommendations: rank, score and the items' columns, as many as fit; all of them where no terminal bounds the lines."""
+    bound = console.width < UNBOUND
+    shown = found.columns[: 2 + (4 if console.width < 100 else 7)] if bound else found.columns
     table = new_table(title)
     for name in shown:
-        table.add_column(Text(name), justify="right" if name in ("rank", "score") else "left", max_width=60)
+        justify: Literal["left", "right"] = "right" if name in ("rank", "score") else "left"
+        table.add_column(Text(name), justify=justify, max_width=60 if bound else None)
     for row in found.select(shown).iter_rows(named=True):
         table.add_row(*(Text(_value(name, value), overflow="ellipsis", no_wrap=True) for name, value in row.items()))
     console.print(table)
+    if len(shown) < len(found.columns):
+        left = ", ".join(found.columns[len(shown) :])
+        console.print(Text(f"Not shown for want of room: {left}; --json prints all.", style="dim"))
 
 
 def show_findings(found: Sequence[tuple[str, str]]) -> None:

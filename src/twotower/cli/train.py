@@ -58,4 +58,4 @@ def train(
     for verb in ("evaluate", "recommend", "report"):
         user = shlex.quote(str(made.tables().train[loaded.data.user][-1]))
         more = f" --user {user}" if verb == "recommend" else ""
-        console.print(f"  twotower {verb} {shlex.quote(str(folder))}{more}", markup=False)
+        console.print(f"  twotower {verb} {shlex.quote(str(folder))}{more}", markup=False, soft_wrap=True)

@@ -49,10 +49,9 @@ def tune(
     for row in ordered.iter_rows():
         table.add_row(*(Text(_cell(value)) for value in row))
     console.print(table)
-    console.print(
-        f"The best config is {folder / 'best.yaml'}. Next:\n  twotower train {folder / 'best.yaml'} --run runs/best",
-        markup=False,
-    )
+    best = folder / "best.yaml"
+    console.print(f"The best config is {best}. Next:", markup=False, soft_wrap=True)
+    console.print(f"  twotower train {shlex.quote(str(best))} --run runs/best", markup=False, soft_wrap=True)
 
 
 def _cell(value: object) -> str:

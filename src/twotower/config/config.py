@@ -64,7 +64,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _of_one_piece(self) -> "Config":
-        wrong = [*_wrong_columns(self), *_wrong_times(self), *_wrong_metrics(self)]
+        wrong = [*_wrong_columns(self), *_wrong_times(self), *_wrong_split(self), *_wrong_metrics(self)]
         if wrong:
             raise JointError(wrong)
         return self
@@ -201,6 +201,17 @@ def _wrong_columns(config: Config) -> list[tuple[KeyPath, str]]:
             )
         )
     return wrong
+
+
+def _wrong_split(config: Config) -> list[tuple[KeyPath, str]]:
+    """What is known before a part is all of training, which after a random split has events from after the part's."""
+    if config.history is None or config.data.time is None or config.split_kind != "random":
+        return []
+    text = (
+        "'random' does not go with history: a history at test time would hold what the user did later. Choose 'time', 'last' or "
+        "'user', or leave out history."
+    )
+    return [(("split", "kind"), text)]
 
 
 def _wrong_times(config: Config) -> list[tuple[KeyPath, str]]:

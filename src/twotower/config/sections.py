@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from twotower.errors import choose
 from twotower.losses import LOSSES
 from twotower.measures import resolve_all
-from twotower.optimizers import OPTIMIZERS, TABLE_OPTIMIZERS
+from twotower.optimizers import OPTIMIZERS, SCHEDULES, TABLE_OPTIMIZERS
 from twotower.samplers import SAMPLERS
 
 T = TypeVar("T")
@@ -138,7 +138,8 @@ class Split(Section):
     kind: Literal["time", "last", "random", "user"] | None = Field(
         None,
         description="'time' cuts once for everybody; 'last' keeps each user's last rows, 'user' a share of each user's rows (the "
-        "latest ones where there is a time); 'random' any rows. By default 'time' where data.time is given, else 'random'.",
+        "latest ones where there is a time); 'random' any rows, not with a history. By default 'time' where data.time is given, "
+        "else 'random'.",
     )
     validation: Share = Field(0.1, description="The share of all rows for validation; not for 'last'.")
     test: Share = Field(0.1, description="The share of all rows for the test; not for 'last'.")
@@ -228,6 +229,14 @@ class Training(Section):
         None,
         description=f"Of the embedding tables: one of {', '.join(TABLE_OPTIMIZERS)}; by default what goes with the optimizer.",
     )
+    schedule: Annotated[str, AfterValidator(_among("schedule", SCHEDULES))] = Field(
+        "constant",
+        description=f"Of the learning rates, over the steps of all epochs: one of {', '.join(SCHEDULES)}; linear and cosine "
+        "fall to 0 at the last of them, even if stop_early ends before, and refit follows the same course.",
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="The share of those steps, at first, in which the learning rates rise to what was chosen."
+    )
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The largest norm of a step's gradient."
     )
@@ -270,7 +279,8 @@ class Evaluation(Section):
     )
     baselines: Several[Literal["popularity", "recent_popularity", "item_knn", "ease", "als", "bpr"]] = Field(
         ("popularity", "recent_popularity", "item_knn"),
-        description="What ranks beside the model. recent_popularity needs data.time; als and bpr need the extra `implicit`.",
+        description="What ranks beside the model. recent_popularity needs data.time; item_knn and ease need the extra "
+        "`baselines`, als and bpr the extra `implicit`.",
     )
     recent_days: Annotated[float, Field(gt=0)] = Field(14.0, description="The window of recent_popularity.")
     confidence: Share = Field(0.95, description="Of the intervals.")

@@ -5,13 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 
 from twotower.errors import choose
-from twotower.evaluation.statistics import Interval, bootstrap, sign_flip_p
+from twotower.evaluation.statistics import Interval, level_of, sign_flip_test
 from twotower.files import PathLike, folder_written_aside
 
 RECOMMENDED, POSITIVES = "recommended", "positives"  # columns of `values`: the list, and how many positives there are
@@ -144,9 +144,10 @@ class Difference:
         metric: its name.
         first, second: the means.
         difference: of the means, first - second.
-        low, high: the ends of its bootstrap interval.
+        low, high: the ends of its interval: all differences that the test behind p does not refuse; nan with fewer than ten users.
         p: of a paired randomisation test: how likely a difference as large is when the two are alike.
         better, worse: the shares of the queries where the first has the higher and the lower value.
+        confidence: of the interval, which leaves out 0 exactly if p is below 1 - confidence.
     """
 
     metric: str
@@ -158,6 +159,14 @@ class Difference:
     p: float
     better: float
     worse: float
+    confidence: float = 0.95
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "unclear"]:
+        """What the first is beside the second: unclear where p is at least 1 - confidence, so that 0 lies in the interval."""
+        if self.p >= level_of(self.confidence):
+            return "unclear"
+        return "better" if self.difference > 0 else "worse"
 
     def __str__(self) -> str:
         return (
@@ -195,9 +204,7 @@ def compare(
             if metrics is not None:
                 raise ValueError(f"{name!r} is defined for no query of both {first.name!r} and {second.name!r}.")
             continue
-        interval = bootstrap(
-            [apart[:, None]], [cluster], num_clusters=int(cluster.max()) + 1, confidence=first.confidence, seed=seed
-        )[0][0]
+        p, interval = sign_flip_test(apart[known], cluster[known], confidence=first.confidence, seed=seed)
         found.append(
             Difference(
                 metric=name,
@@ -206,9 +213,10 @@ def compare(
                 difference=float(apart[known].mean()),
                 low=interval.low,
                 high=interval.high,
-                p=sign_flip_p(apart[known], cluster[known], seed=seed),
+                p=p,
                 better=float((apart[known] > 0).mean()),
                 worse=float((apart[known] < 0).mean()),
+                confidence=first.confidence,
             )
         )
     return found

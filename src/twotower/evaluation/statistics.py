@@ -1,5 +1,6 @@
-"""How sure a mean is: bootstrap intervals and a paired test, by resampling whole users."""
+"""How sure a mean is: bootstrap intervals, and a paired test with the interval that belongs to it, by whole users."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -57,20 +58,51 @@ def bootstrap(
     ]
 
 
-def sign_flip_p(differences: np.ndarray, clusters: np.ndarray, *, seed: int) -> float:
-    """The two-sided p of a mean difference: how often it is as large when each cluster's sign is a coin's.
+def sign_flip_test(
+    differences: np.ndarray, clusters: np.ndarray, *, confidence: float, seed: int
+) -> tuple[float, Interval]:
+    """The two-sided p of a mean difference, and the interval of all differences that the same test does not refuse.
 
-    Fisher's randomisation test for paired values; (extreme + 1) / (draws + 1), so that it is never 0.
+    Fisher's randomisation test for paired values: each cluster's sign is a coin's, and p = (extreme + 1) / (draws + 1), so that it
+    is never 0. A difference d is tested by taking it from every value. With the sum T of N values, and the same A and B under a
+    draw of signs, the draw is as extreme as the data where |A - d B| >= |T - d N|: between (T - A) / (N - B) and
+    (T + A) / (N + B). So the interval is exact, and 0 lies in it exactly if p is at least 1 - confidence. Garthwaite, "Confidence
+    Intervals from Randomization Tests", Biometrics 52, 1996, searches for the same ends.
+
+    Args:
+        differences: (Q,) defined values.
+        clusters: (Q,) of each.
+        confidence: such as .95.
+        seed: of the draws.
+
+    Returns:
+        p, and the interval; nan with fewer than ten clusters, or too few draws for so high a confidence.
     """
-    _, total, _ = _by_cluster(differences[:, None], clusters)
-    total = total[:, 0]
-    rng, extreme = np.random.default_rng(seed), 0
-    observed = abs(total.sum()) * (1 - 1e-12)  # as large but for rounding is as large
-    chunk = max(1, DRAWS_AT_ONCE // len(total))
+    _, total, number = _by_cluster(differences[:, None], clusters)
+    sums = np.concatenate([total, number], 1)
+    rng, low, high = np.random.default_rng(seed), np.empty(2 * RESAMPLES), np.empty(2 * RESAMPLES)
+    whole, count = sums.sum(0)
+    rounding = 1e-12 * np.abs(total).sum() / count  # as large but for rounding is as large
+    chunk = max(1, DRAWS_AT_ONCE // len(sums))
     for start in range(0, 2 * RESAMPLES, chunk):
-        signs = rng.integers(0, 2, (min(chunk, 2 * RESAMPLES - start), len(total)), dtype=np.int8) * 2.0 - 1
-        extreme += int((np.abs(signs @ total) >= observed).sum())
-    return (extreme + 1) / (2 * RESAMPLES + 1)
+        rows = slice(start, min(start + chunk, 2 * RESAMPLES))
+        signs = rng.integers(0, 2, (rows.stop - start, len(sums)), dtype=np.int8) * 2.0 - 1
+        drawn, signed = (signs @ sums).T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = np.stack([(whole - drawn) / (count - signed), (whole + drawn) / (count + signed)])
+        ends[:, np.abs(signed) == count] = [[-np.inf], [np.inf]]  # one sign for all is as extreme whatever is taken off
+        low[rows], high[rows] = ends.min(0) - rounding, ends.max(0) + rounding
+    p = float((((low <= 0) & (high >= 0)).sum() + 1) / (2 * RESAMPLES + 1))
+    needed = math.ceil(level_of(confidence) * (2 * RESAMPLES + 1) - 1)  # draws, for p to reach the level
+    if len(sums) < FEWEST or needed < 1:
+        return p, Interval(np.nan, np.nan)
+    found = Interval(float(np.sort(low)[needed - 1]), float(np.sort(high)[-needed]))
+    return p, found if np.isfinite(found).all() else Interval(np.nan, np.nan)
+
+
+def level_of(confidence: float) -> float:
+    """The p below which a difference is not put down to chance: .05 for .95, without the rounding of 1 - .95."""
+    return round(1 - confidence, 12)
 
 
 def _by_cluster(values: np.ndarray, cluster: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

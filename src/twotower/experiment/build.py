@@ -83,6 +83,8 @@ def build_model(config: Config, preprocessor: Preprocessor) -> RetrievalModelV2:
         loss=wanted.loss,
         learning_rate=config.training.learning_rate,
         table_optimizer=config.training.table_optimizer,
+        schedule=config.training.schedule,
+        warmup=config.training.warmup,
         every_position=config.history.column if config.history is not None and config.history.every_position else None,
     )
     return model

@@ -21,6 +21,7 @@ import polars as pl
 from twotower.config.config import Config
 from twotower.config.yaml_file import read_yaml
 from twotower.evaluation import Evaluation
+from twotower.experiment.lock import contents
 from twotower.experiment.tables import Tables
 from twotower.files import PathLike, written_aside
 from twotower.serving.retriever import Retriever
@@ -161,37 +162,28 @@ class Run:
             write_json(self.folder / "findings.json", [{"name": n, "text": t} for n, t in [*found, (name, text)]])
 
 
-def open_folder(
-    config: Config, text: str, folder: PathLike, *, resume: bool, overwrite: bool, kind: str = "tune"
-) -> Run:
-    """A folder for a run or a search: a new one, or with `resume` the one that was broken off.
-
-    Raises:
-        ValueError: as in `find_run`.
-    """
-    found = find_run(config, folder, resume=resume, overwrite=overwrite, kind=kind)
-    return make_folder(config, text, folder, kind) if found is None else found
-
-
 def find_run(config: Config, folder: PathLike, *, resume: bool, overwrite: bool, kind: str) -> Run | None:
     """The run to go on with; None if a new one may be made, for which nothing has been deleted yet.
 
+    Asked while the folder is `held`.
+
     Raises:
         ValueError: the folder is there and neither `resume` nor `overwrite` was given, it holds something else, or a run of
-            another config; or it cannot be written to.
+            another config.
     """
     path = Path(folder)
     if resume and overwrite:
         raise ValueError("resume goes on with a run, overwrite deletes it: give one of them.")
-    check_writable(path)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or not contents(path):
         return None
     found = kind_of(path)
     if found != kind:
         what = "something else than a run" if found is None else KINDS[found]
         raise ValueError(f"{path} holds {what}, not {KINDS[kind]}: it is left as it is. Give another folder.")
+    if overwrite:
+        return None
     run = Run(path, kind)
-    if overwrite or not run.begun:  # where nothing was learnt, nothing is lost
+    if not run.begun:  # where nothing was learnt, nothing is lost
         return None
     if not resume:
         state = "a finished run" if run.complete else f"{KINDS[kind]} that was broken off"
@@ -201,19 +193,24 @@ def find_run(config: Config, folder: PathLike, *, resume: bool, overwrite: bool,
     other = differing(run.config.to_dict(), config.beside(Path.cwd()).to_dict())
     if other:
         verb, own = ("train" if kind == "run" else kind), shlex.quote(str(path))
+        more = f"; and {len(other) - 5} keys more" if len(other) > 5 else ""
         raise ValueError(
-            f"{path} was begun with another config; {len(other)} keys differ: {'; '.join(other[:5])}. Go on with its own config, "
+            f"{path} was begun with another config: {'; '.join(other[:5])}{more}. Go on with its own config, "
             f"`twotower {verb} {shlex.quote(str(path / 'resolved.yaml'))} --run {own} --resume`, or give another --run."
         )
     return run
 
 
 def make_folder(config: Config, text: str, folder: PathLike, kind: str) -> Run:
-    """A new folder, in place of what `find_run` allowed to be replaced."""
+    """A new run, in place of what `find_run` allowed to be replaced."""
     path = Path(folder)
-    if path.exists():
-        shutil.rmtree(path)
-    path.mkdir(parents=True)
+    path.mkdir(parents=True, exist_ok=True)
+    # the marker last: a folder that is half deleted is still known
+    for old in sorted(contents(path), key=lambda old: old.name == MARKER):
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink()
     write_text(path / "config.yaml", text)
     write_json(path / "environment.json", _environment())
     # absolute paths: relative ones would mean something else when the file is read where it lies
@@ -230,19 +227,6 @@ def kind_of(folder: Path) -> str | None:
         return None
     kind = found.get("kind") if isinstance(found, dict) else None
     return kind if kind in KINDS else None
-
-
-def check_writable(path: Path) -> None:
-    """Say before the work, not after it, that what comes of it cannot be kept.
-
-    Raises:
-        ValueError: the path, or the folder that it would come to be in, cannot be written to.
-    """
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if there != path.absolute() and not there.is_dir():
-        raise ValueError(f"{path} cannot be made: {there} is a file. Give another path.")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{path} cannot be written: {there} is read-only to you. Give another path.")
 
 
 def differing(one: dict[str, Any], other: dict[str, Any], at: str = "") -> list[str]:

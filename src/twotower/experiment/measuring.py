@@ -12,6 +12,7 @@ from twotower.data.inference import id_as
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.times import seconds
 from twotower.encoder import embed
+from twotower.errors import need
 from twotower.evaluation import Evaluation, Evaluator, Queries, ScoreQueries, score_vectors
 from twotower.experiment.rows import queries
 from twotower.experiment.tables import Tables
@@ -81,6 +82,20 @@ def measure_baselines(
     return found
 
 
+def check_baselines(config: Config) -> None:
+    """Say before the training, not after it, that what a baseline needs is not installed.
+
+    Raises:
+        ValueError: a module that cannot be imported, and the extra that brings it.
+    """
+    for name in config.baselines:
+        for module, extra in NEEDED.get(name, ()):
+            try:
+                need(module, f"evaluation.baselines: {name!r}", extra)
+            except ImportError as error:
+                raise ValueError(f"{error} Or leave {name!r} out of evaluation.baselines.") from error
+
+
 def _like_training(config: Config, train: pl.DataFrame, part: str, data: pl.DataFrame) -> pl.DataFrame:
     """The part with ids of the types that training had; later rows may come from another writer."""
     for name in (config.data.user, config.data.item):
@@ -129,4 +144,12 @@ BASELINES: dict[str, Callable[[Config, pl.DataFrame, pl.DataFrame], Baseline]] =
     "ease": _simple(rivals.EASE),
     "als": _simple(rivals.ImplicitALS),
     "bpr": _simple(rivals.ImplicitBPR),
+}
+
+SPARSE = ("scipy.sparse", "baselines")
+NEEDED: dict[str, tuple[tuple[str, str], ...]] = {
+    "item_knn": (SPARSE,),
+    "ease": (SPARSE, ("scipy.linalg.lapack", "baselines")),
+    "als": (SPARSE, ("implicit.cpu.als", "implicit")),
+    "bpr": (SPARSE, ("implicit.cpu.bpr", "implicit")),
 }

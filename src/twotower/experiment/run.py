@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning.pytorch as L
 import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -17,8 +18,9 @@ from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor
 from twotower.experiment.features import user_features
-from twotower.experiment.folder import Run, check_writable, find_run, make_folder
-from twotower.experiment.measuring import MODEL, RawRanker, make_evaluator, measure_baselines
+from twotower.experiment.folder import Run, find_run, make_folder
+from twotower.experiment.lock import held
+from twotower.experiment.measuring import MODEL, RawRanker, check_baselines, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
 from twotower.feature_stores.parquet import ParquetFeatures
@@ -58,20 +60,35 @@ def train_run(
         callbacks: more callbacks for fit.
 
     Raises:
-        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; whatever is wrong with the tables.
+        ValueError: the folder holds a run and neither `resume` nor `overwrite` was given; another process writes to it; whatever
+            is wrong with the tables; a baseline needs what is not installed.
 
     Example:
         >>> run = tt.train_run(tt.Config.load("twotower.yaml"), "runs/first")    # doctest: +SKIP
         >>> run.evaluations("validation")[0]["recall_at_10"]                     # doctest: +SKIP
     """
+    with held(folder):
+        return _train(config, folder, resume, overwrite, text or config.to_yaml(), say, callbacks)
+
+
+def _train(
+    config: Config,
+    folder: PathLike,
+    resume: bool,
+    overwrite: bool,
+    text: str,
+    say: Say,
+    callbacks: Sequence[Callback],
+) -> Run:
     started, read = time.perf_counter(), None
     run = find_run(config, folder, resume=resume, overwrite=overwrite, kind="run")
     if run is not None and run.complete:
         say("nothing is left to do: the run is finished")
         return run
+    check_baselines(config)
     if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
-        read = _read(config, say)
-        run = make_folder(config, text or config.to_yaml(), folder, "run")
+        read = read_all(config, say)
+        run = make_folder(config, text, folder, "run")
     with run.noting():
         tables = prepare(run, say, read, started)
         if not run.evaluations("validation"):
@@ -111,32 +128,61 @@ def evaluate_run(
         raise ValueError(f"on={on!r}: choose 'validation' or 'test', or give data=<Parquet>.")
     run.check_complete()
     part = on if data is None else part_of(data)
-    held = run.evaluations(part)
-    if held and data is not None and not overwrite:
+    known = run.evaluations(part)
+    if known and data is not None and not overwrite:
         raise ValueError(
             f"{run.folder} has evaluations on {data} already. Give --overwrite to measure anew, or rename the file."
         )
-    names = [e.name for e in held]
+    names = [e.name for e in known]
     wanted = [MODEL, *(run.config.baselines if baselines else [])]
     if not overwrite and all(name in names for name in wanted):
         say(f"measured before on the {part} part, read again")
-        return [e for e in held if e.name in wanted]
-    if part == "validation" and run.config.training.refit and (overwrite or not held):
+        return [e for e in known if e.name in wanted]
+    if part == "validation" and run.config.training.refit and (overwrite or not known):
         raise ValueError(
             "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
             "validation said before that is in the run's evaluations; measure on the test."
         )
-    check_writable(run.folder / "evaluations")
+    if baselines:
+        check_baselines(run.config)
+    with held(run.folder):
+        return _evaluate(run, on, part, data, baselines, say)
+
+
+def _evaluate(run: Run, on: str, part: str, data: PathLike | None, baselines: bool, say: Say) -> list[Evaluation]:
+    """Measure, and keep what was found."""
     tables = run.tables()
-    rows = _part(run, tables, on, data)
+    rows, notes = _part(run, tables, on, data)
+    for note in notes:
+        run.note("left out", note)
+        say(note)
     with run.noting(), run.stage(f"evaluate {part}"):
         evaluator = make_evaluator(run.config, tables, part, rows)
-        say(f"measuring the model on {part}: {len(evaluator.queries):,} queries, {len(tables.items):,} items")
+        say(f"measuring the model on {part}: queries: {len(evaluator.queries):,}, items: {len(tables.items):,}")
         found = [evaluator(run.retriever(), name=MODEL)]
         if baselines:
             found += measure_baselines(run.config, tables, part, evaluator, say)
         run.save_evaluations(part, found)
     return found
+
+
+class StopAfter(Callback):
+    """Ends a fit after so many epochs of a schedule that is laid out for more.
+
+    Args:
+        epochs: to train.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One that is resumed may be at its end already."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self.epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The epochs are counted from 0."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs
 
 
 def encode(config: Config, tables: Tables) -> tuple[Preprocessor, pl.DataFrame]:
@@ -157,11 +203,19 @@ def fit_model(
 ) -> tuple[RetrievalModelV2, History]:
     """Two trained towers and what was logged: the best by the validation part if the config stops early.
 
-    With `epochs` so many are trained, and nothing is looked at on the way.
+    With `epochs` so many are trained, at the rates that the first so many of training.epochs have, and nothing is looked at on the
+    way.
     """
     training = config.training
+    if epochs is None and training.batch_size > len(rows):
+        warnings.warn(
+            f"training.batch_size is {training.batch_size:,}, but there are {len(rows):,} rows to train on: an epoch is a single "
+            f"step, with all of them. A batch_size of {-(-len(rows) // 10):,} makes ten.",
+            stacklevel=1,
+        )
     model = build_model(config, preprocessor)
-    watch: list[Callback] = []
+    scheduled = training.schedule != "constant" or training.warmup > 0
+    watch: list[Callback] = [StopAfter(epochs)] if epochs is not None and scheduled else []
     if training.stop_early is not None and epochs is None:
         stop = training.stop_early
         watch.append(
@@ -178,8 +232,8 @@ def fit_model(
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),
-        epochs=training.epochs if epochs is None else epochs,
-        batch_size=min(training.batch_size, len(rows)),
+        epochs=training.epochs if epochs is None or scheduled else epochs,
+        batch_size=training.batch_size,
         catalog=preprocessor.transform(known),
         seed=training.seed,
         health_steps=training.health_steps,
@@ -206,14 +260,14 @@ def prepare(run: Run, say: Say, read: tuple[Tables, list[str]] | None = None, st
     Args:
         run: whose.
         say: told what is being done.
-        read: what `_read` gave, if that was before the folder came to be.
+        read: what `read_all` gave, if that was before the folder came to be.
         started: when that began.
     """
     if (run.folder / "data").exists():
         _check_accelerator(run.config)
         return run.tables()
     with run.stage("data", started):
-        tables, notes = _read(run.config, say) if read is None else read
+        tables, notes = read_all(run.config, say) if read is None else read
         for note in notes:
             run.note("left out", note)
         data = run.config.data
@@ -222,7 +276,7 @@ def prepare(run: Run, say: Say, read: tuple[Tables, list[str]] | None = None, st
     return tables
 
 
-def _read(config: Config, say: Say) -> tuple[Tables, list[str]]:
+def read_all(config: Config, say: Say) -> tuple[Tables, list[str]]:
     """The tables and what was left out; what would fail only after the training is said now."""
     _check_accelerator(config)
     say("reading and splitting the tables")
@@ -257,6 +311,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
         f"{len(tables.items):,} items"
     )
     preprocessor, rows = encode(run.config, tables)
+    users = _users(run, tables, preprocessor)
     say("training")
     folder = run.folder / "checkpoints" / "train"
     model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
@@ -267,7 +322,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
     retriever = Retriever(model, preprocessor, tables.items)
     evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
     if not run.config.training.refit:
-        _save_bundle(run, tables, model, preprocessor, evaluation)
+        _save_bundle(run, tables, model, preprocessor, users, evaluation)
     evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
 
 
@@ -277,19 +332,28 @@ def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) ->
     say(f"training anew on the training and validation rows together, epochs: {epochs}")
     together = tables.joined()
     preprocessor, rows = encode(run.config, together)
+    users = _users(run, tables, preprocessor)
     folder = run.folder / "checkpoints" / "refit"
     model, _ = fit_model(
         run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
     )
-    _save_bundle(run, tables, model, preprocessor, run.evaluations("validation")[0])
+    _save_bundle(run, tables, model, preprocessor, users, run.evaluations("validation")[0])
+
+
+def _users(run: Run, tables: Tables, preprocessor: Preprocessor) -> ParquetFeatures:
+    """What is known of the users, made before the training: what no store can hold is said then."""
+    return ParquetFeatures(user_features(run.config, tables, preprocessor), key=run.config.data.user)
 
 
 def _save_bundle(
-    run: Run, tables: Tables, model: RetrievalModelV2, preprocessor: Preprocessor, evaluation: Evaluation
+    run: Run,
+    tables: Tables,
+    model: RetrievalModelV2,
+    preprocessor: Preprocessor,
+    users: ParquetFeatures,
+    evaluation: Evaluation,
 ) -> None:
-    """What serves the model: with all that is known of the users, and what it was worth on the validation part."""
-    known = user_features(run.config, tables, model, preprocessor)
-    users = ParquetFeatures(known, key=run.config.data.user)
+    """What serves the model, with what it was worth on the validation part."""
     retriever = Retriever(model, preprocessor, tables.items, users=users, metrics=evaluation.means())
     retriever.save(run.folder / "bundle")
 
@@ -316,8 +380,10 @@ def _beside(run: Run, tables: Tables, say: Say) -> None:
         )
 
 
-def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> pl.DataFrame:
+def _part(run: Run, tables: Tables, on: str, data: PathLike | None) -> tuple[pl.DataFrame, list[str]]:
+    """The rows to measure on, and what was left out of them, in words."""
     if data is None:
-        return tables.validation if on == "validation" else tables.test
-    rows = read_interactions(run.config, (str(data),), str(data))
-    return rows.select(n for n in rows.columns if n in tables.train.columns)
+        return (tables.validation if on == "validation" else tables.test), []
+    notes: list[str] = []
+    rows = read_interactions(run.config, (str(data),), str(data), notes)
+    return rows.select(n for n in rows.columns if n in tables.train.columns), notes

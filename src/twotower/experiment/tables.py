@@ -69,12 +69,6 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
         ValueError: a file or column that is not there, ids that are missing or repeat, or parts that would be empty.
     """
     data = config.data
-    if config.history is not None and config.split_kind == "random":
-        # what is known before a part is all of training, which here has events from after the part's
-        raise ValueError(
-            "history with split.kind 'random': a history at test time would hold what the user did later. Choose split.kind "
-            "'time', 'last' or 'user', or leave out history."
-        )
     notes: list[str] = []
     rows = read_interactions(config, data.interactions, "data.interactions", notes)
     users = None if data.users is None else _owners(config, data.users, data.user, "data.users")

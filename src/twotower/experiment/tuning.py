@@ -1,5 +1,6 @@
 """A search over keys of the config with Optuna, by the validation part alone; it goes on where it was broken off."""
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ from lightning.pytorch.callbacks import Callback
 
 from twotower.config.config import Config
 from twotower.config.sections import Search
-from twotower.experiment.folder import Run, open_folder, write_text
+from twotower.experiment.folder import Run, find_run, make_folder, write_text
+from twotower.experiment.lock import held
 from twotower.experiment.measuring import RawRanker, make_evaluator
-from twotower.experiment.run import Say, encode, fit_model, prepare, quiet
+from twotower.experiment.run import Say, encode, fit_model, prepare, quiet, read_all
 from twotower.experiment.tables import Tables
 from twotower.files import PathLike
 
@@ -82,9 +84,20 @@ def tune(
         raise ValueError("tune needs Optuna: pip install 'twotower[tune]'.") from error
     _check_space(config)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    run = open_folder(config, text or config.to_yaml(), folder, resume=resume, overwrite=overwrite)
+    with held(folder):
+        return _search(config, folder, trials, resume, overwrite, text or config.to_yaml(), say)
+
+
+def _search(
+    config: Config, folder: PathLike, trials: int | None, resume: bool, overwrite: bool, text: str, say: Say
+) -> Found:
+    started, read = time.perf_counter(), None
+    run = find_run(config, folder, resume=resume, overwrite=overwrite, kind="tune")
+    if run is None:  # what is wrong with the tables must not cost an old search
+        read = read_all(config, say)
+        run = make_folder(config, text, folder, "tune")
     with run.noting():
-        tables = prepare(run, say)
+        tables = prepare(run, say, read, started)
         study = _study(run)
         many = config.tune.trials if trials is None else trials
         while (number := _finished(study)) < many:
@@ -178,15 +191,21 @@ def _drawn(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
 
 
 def _best(study: "optuna.Study") -> "optuna.trial.FrozenTrial":
-    if not any(trial.value is not None for trial in study.trials):
+    if all(_figure(trial) is None for trial in study.trials):
         raise ValueError("no trial came to its end: give more --trials.")
     return study.best_trial
+
+
+def _figure(trial: "optuna.trial.FrozenTrial") -> float | None:
+    """What a whole trial came to; for one that was broken off Optuna keeps the figure of its last epoch."""
+    return trial.value if trial.state.name == "COMPLETE" else None
 
 
 def _write(run: Run, study: "optuna.Study") -> pl.DataFrame:
     """The trials as a table, and the best config so far."""
     rows = [
-        {"trial": t.number, "state": t.state.name.lower(), "value": t.value} | {k: str(v) for k, v in _drawn(t).items()}
+        {"trial": t.number, "state": t.state.name.lower(), "value": _figure(t)}
+        | {k: str(v) for k, v in _drawn(t).items()}
         for t in study.trials
         if t.state.is_finished()
     ]

@@ -1,6 +1,5 @@
 """Features in Redis, shared by many servers."""
 
-import importlib
 import itertools
 import json
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from twotower.data.dataset import Dataset, Source
+from twotower.errors import need
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.feature_stores.sqlite import SQLiteFeatures
@@ -75,10 +75,9 @@ class RedisFeatures(FeatureStore):
 
     def put(self, table: Source) -> None:
         frame = self.check_table(table)
-        number = frame.get_column_index(self.key)
         for part in frame.iter_slices(AT_ONCE):
-            cells = to_cells(part)
-            self._client.mset({f"{self.prefix}:{row[number]}": json.dumps(row) for row in cells})
+            named = zip(part[self.key].to_list(), to_cells(part), strict=True)
+            self._client.mset({f"{self.prefix}:{raw}": json.dumps(cells) for raw, cells in named})
 
     def remove(self, ids: Sequence[RawId]) -> None:
         names = [f"{self.prefix}:{raw}" for raw in self.check_ids(ids)]
@@ -99,10 +98,5 @@ class RedisFeatures(FeatureStore):
 def _connected(client: Any) -> Any:
     if not isinstance(client, str):
         return client
-    try:
-        redis = importlib.import_module("redis")
-    except ImportError as error:
-        raise ImportError(
-            f"RedisFeatures needs redis, which cannot be imported ({error}): pip install 'twotower[redis]'."
-        ) from error
+    redis = need("redis", "RedisFeatures", "redis")
     return redis.Redis.from_url(client)

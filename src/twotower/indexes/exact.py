@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
 from twotower.indexes.local import Allowed, LocalIndex
 from twotower.indexes.scan import TILE
@@ -36,6 +37,7 @@ class ExactIndex(LocalIndex):
     options: ClassVar[tuple[str, ...]] = ("tile",)
     exact_below = 2**63 - 1
 
+    @explain_options
     def __init__(
         self,
         vectors: Float[Tensor, "N D"],
@@ -52,7 +54,7 @@ class ExactIndex(LocalIndex):
     def _build(self) -> None:
         pass
 
-    def _find(self, queries: Tensor, k: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
+    def _find(self, queries: Tensor, k: int, seen: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
         raise AssertionError("an ExactIndex compares all that is allowed")
 
     def _added(self, slots: np.ndarray) -> None:
@@ -71,7 +73,6 @@ class ExactIndex(LocalIndex):
         pass
 
     def _device(self, asked: torch.device) -> torch.device:
-        self.rows.to(asked)
         return asked
 
     def _tile(self) -> int:

@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from twotower.losses.fused import fused_softmax
+from twotower.losses.fused import fused_ratio, fused_softmax
 from twotower.losses.pairwise import bpr, bpr_max, hinge, logistic, top1, top1_max, top1_v2
 from twotower.losses.pointwise import bce, ccl, gbce
 from twotower.losses.softmax import bsl, psl, slatk, softmax
 
 __all__ = [
     "LOSSES", "UNCORRECTED", "Loss",
-    "bce", "bpr", "bpr_max", "bsl", "ccl", "fused_softmax", "gbce", "hinge", "logistic", "psl", "slatk",
-    "softmax", "top1", "top1_max", "top1_v2",
+    "bce", "bpr", "bpr_max", "bsl", "ccl", "fused_ratio", "fused_softmax", "gbce", "hinge", "logistic", "psl",
+    "slatk", "softmax", "top1", "top1_max", "top1_v2",
 ]  # fmt: skip
 
 Loss = Callable[[Tensor, Tensor], Tensor]

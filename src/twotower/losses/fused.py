@@ -1,8 +1,9 @@
-"""The softmax loss without its B x N matrix: value and gradients in one pass over tiles of queries.
+"""The softmax losses without their B x N matrix: value and gradients in one pass over tiles of queries.
 
 For rows i with query q(i), and the pool's candidates j less those hidden from the row,
 
-    loss_i = log(exp(p_i) + exp(o_i) + sum_j exp(<query_q(i), pool_j> + offset_j)) - p_i.
+    softmax: loss_i = log(exp(p_i) + exp(n_i)) - p_i,    bsl: loss_i = n_i - ratio p_i,
+    n_i = log(exp(o_i) + sum_j exp(<query_q(i), pool_j> + offset_j)).
 
 A tile holds the scores of some queries with the whole pool. Its exponentials give their sums, hence the loss of the
 rows of these queries, hence at once the gradient of every score, so that two more products finish with the tile. The
@@ -11,7 +12,9 @@ Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021, is the same
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.devices import has_bfloat16_products
+from twotower.losses.softmax import bsl, softmax
 
 # numbers in a tile: about what a core's cache holds, and what keeps a GPU busy
 TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
@@ -73,6 +77,16 @@ class Positives:
     offset: Float[Tensor, "B"] | None = None
 
 
+def fused_ratio(loss: Callable[..., Tensor]) -> tuple[bool, float | None]:
+    """Whether `fused_softmax` takes a loss, and its ratio there: of softmax, bsl, and partial(bsl, ratio=...)."""
+    if loss is softmax:
+        return True, None
+    base, given = (loss.func, loss.keywords) if isinstance(loss, partial) and not loss.args else (loss, {})
+    if base is bsl and set(given) <= {"ratio"}:
+        return True, given.get("ratio", 1.0)
+    return False, None
+
+
 def fused_softmax(
     query: Float[Tensor, "Q D"],
     positives: Positives,
@@ -82,6 +96,7 @@ def fused_softmax(
     weight: Float[Tensor, "B"],
     own: Float[Tensor, "B"] | None = None,
     workspace: Workspace | None = None,
+    ratio: float | None = None,
 ) -> Float[Tensor, ""]:
     """sum_i weight_i * loss_i, with gradients for all vectors and for own.
 
@@ -97,6 +112,7 @@ def fused_softmax(
         weight: (B,) weights of the rows.
         own: (B,) log-sum-exp o of the logits of the row's own negatives, -inf where it has none.
         workspace: to be used again by the next step.
+        ratio: of `bsl`, whose rows without negatives are worth nothing; None is `softmax`.
     """
     device = query.device.type
     asked = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -104,8 +120,9 @@ def fused_softmax(
     absent = torch.full_like(weight, -torch.inf) if own is None else own
     with torch.autocast(device, enabled=False):
         total: Tensor = _FusedSoftmax.apply(
-            query, positives.vectors, pool, absent, positives, offset, hidden, weight, low, workspace or Workspace()
-        )  # type: ignore[no-untyped-call]
+            query, positives.vectors, pool, absent, positives, offset, hidden, weight, low, workspace or Workspace(),
+            ratio,
+        )  # type: ignore[no-untyped-call] # fmt: skip
     return total
 
 
@@ -123,6 +140,7 @@ class _FusedSoftmax(torch.autograd.Function):
         weight: Tensor,
         low: bool,
         workspace: Workspace,
+        ratio: float | None,
     ) -> Tensor:
         order = _RowOrder(positives.query_row)
         # B numbers are few: they are kept in float64, in the order of their queries
@@ -145,24 +163,30 @@ class _FusedSoftmax(torch.autograd.Function):
             back = taken[cells.cell]  # scores that are hidden from another row of the group, but not from this one
             put_back = _logsumexp(back, cells.row, len(group))
             negatives = torch.logaddexp(sums.log()[group] + shift[group], put_back)
-            z = torch.logaddexp(torch.logaddexp(p, o[r]), negatives)
-            total += (w[r] * (z - p)).sum()
+            z = torch.logaddexp(o[r], negatives)
+            if ratio is None:
+                z, w_row, p_share = torch.logaddexp(p, z), w[r], 1.0
+            else:
+                some = ~torch.isneginf(z)
+                z, w_row, p_share = torch.where(some, z, 0.0), torch.where(some, w[r], 0.0), ratio
+            total += (w_row * (z - p_share * p)).sum()
             # ---- gradients: of a score, w exp(score - z) summed over the rows of the group that it is a negative of
-            g = torch.zeros_like(shift).index_add_(0, group, w[r] * torch.exp(shift[group] - z))
-            share = w[r][cells.row] * torch.exp(back - z[cells.row])
+            g = torch.zeros_like(shift).index_add_(0, group, w_row * torch.exp(shift[group] - z))
+            share = w_row[cells.row] * torch.exp(back - z[cells.row])
             of_cell = torch.zeros_like(taken).index_add_(0, cells.cell, share)
             d_tile = scores.gradients(first, last, exps, g, cells.flat, of_cell)
-            d_p = (w[r] * torch.expm1(p - z)).to(query.dtype)[:, None]
+            d_p = w_row * (torch.expm1(p - z) if ratio is None else -ratio)
+            d_p = d_p.to(query.dtype)[:, None]
             d_candidate.index_add_(0, of_row, query_of_row.mul_(d_p))
             d_query.index_add_(0, order.query_of_group[first:last], d_tile.index_add_(0, group, vectors.mul_(d_p)))
-            d_own[order.rows[r]] = (w[r] * torch.exp(o[r] - z)).to(own.dtype)
+            d_own[order.rows[r]] = (w_row * torch.exp(o[r] - z)).to(own.dtype)
         ctx.save_for_backward(d_query, d_candidate, scores.d_pool, d_own)
         return total.to(query.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         one = float(grad) == 1.0
-        return (*(saved if one else saved * grad for saved in ctx.saved_tensors), *[None] * 6)
+        return (*(saved if one else saved * grad for saved in ctx.saved_tensors), *[None] * 7)
 
 
 class _RowOrder:

@@ -36,7 +36,8 @@ def bsl(positive: Positive, negative: Negative, ratio: float = 1.0) -> Row:
 
     Wu et al., "BSL: Understanding and Improving Softmax Loss for Recommendation", ICDE 2024. The output's temperature is
     that of the negatives, T / ratio that of the positives. The paper takes a log-mean-exp over a user's positives; with
-    one positive in a row, as here, that is the positive itself. The positive is not in the sum.
+    one positive in a row, as here, that is the positive itself. The positive is not in the sum. The authors' program sets a
+    power of the sum instead, 1 / ratio, which differs by a factor: their 1.22 of Gowalla is a ratio of .82.
 
     Args:
         positive, negative: logits.
@@ -45,6 +46,8 @@ def bsl(positive: Positive, negative: Negative, ratio: float = 1.0) -> Row:
     Example:
         >>> bsl(torch.tensor([2.0]), torch.tensor([[1.0, 1.0]]), ratio=0.5)
         tensor([0.6931])
+        >>> from functools import partial
+        >>> loss = partial(bsl, ratio=1 / 1.22)  # compile(loss=loss)
     """
     some = (~torch.isneginf(negative)).any(1)
     # a row without negatives is worth nothing; zeros in its place keep the gradient finite

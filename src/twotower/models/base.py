@@ -173,6 +173,8 @@ class RetrievalModelV2(nn.Module):
         table_learning_rate: float | None = None,
         encode_rows: int | None = None,
         every_position: str | None = None,
+        schedule: str = "constant",
+        warmup: float = 0.0,
     ) -> None:
         """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
@@ -192,6 +194,8 @@ class RetrievalModelV2(nn.Module):
             every_position: a query column of candidate ids in order of time, pooled by a history encoder: beside the row's
                 own candidate after all of the list, each element is a positive of the query before it, the first one of the
                 query with an empty list (see docs/concepts/history.md). None trains each row on its own candidate.
+            schedule: of all learning rates over the steps of one fit: "constant", or "linear" and "cosine", which fall to 0.
+            warmup: the share of the steps, at first, in which the learning rates rise to what was chosen; 0 for none.
 
         Raises:
             ValueError: an unknown name, one loss for several outputs, or a model that cannot be trained on every position.
@@ -207,6 +211,8 @@ class RetrievalModelV2(nn.Module):
             table_learning_rate,
             encode_rows,
             every_position,
+            schedule,
+            warmup,
         )
         if every_position is not None:
             positions.check(self.query, self.candidate_id, self.outputs, every_position, encode_rows)

@@ -14,7 +14,7 @@ from twotower.candidates import Candidates, Step, rows
 from twotower.data.batch import scalar_column
 from twotower.errors import choose, explain_options
 from twotower.logits import LearnedTemperature
-from twotower.losses import LOSSES, UNCORRECTED, fused_softmax, softmax
+from twotower.losses import LOSSES, UNCORRECTED, fused_ratio, fused_softmax, softmax
 from twotower.losses.fused import Hidden, Positives, Workspace
 from twotower.outputs.base import DotProduct, ModelOutput, RowLoss
 from twotower.outputs.contest import Contest, exact, in_blocks
@@ -31,7 +31,7 @@ class ContrastiveOutput(ModelOutput):
 
     Logits are <q, c> / T, less log E of the candidate, with candidates equal to the row's positive masked; the loss
     is a function of the positive's and the pool's logits, softmax cross-entropy by default. Without a target column
-    every row is a positive. Softmax never holds the B x N logits: see `twotower.losses.fused`.
+    every row is a positive. Softmax and bsl never hold the B x N logits: see `twotower.losses.fused`.
 
     Args:
         to_call: DotProduct() together with `schema`; or the candidate id's column (a ColumnSchema, or a Schema of it),
@@ -185,13 +185,14 @@ class ContrastiveOutput(ModelOutput):
 
     def _loss(self, loss: RowLoss, contest: Contest) -> Tensor:
         with torch.autocast(contest.query.device.type, enabled=False):
-            if loss is not softmax:
+            fused, ratio = fused_ratio(loss)
+            if not fused:
                 return in_blocks(loss, contest)
             own = None if contest.own is None else contest.own_log_sum()
             offset = contest.offset()
         return fused_softmax(
             contest.query, contest.positives, contest.pool.vectors, offset, contest.hidden, contest.weight, own,
-            self._workspace,
+            self._workspace, ratio,
         )  # fmt: skip
 
     def _corrects(self, loss: RowLoss) -> tuple[bool, bool]:

@@ -19,7 +19,6 @@ from twotower.report.words import (
     probability,
     signed,
     split_name,
-    verdict,
 )
 
 MOST_SLICES = 24  # on the page; evaluations with more keep them
@@ -83,13 +82,13 @@ def summarise(data: ReportData, comparison: Comparison) -> Summary:
         return Summary("none", "Not compared with any baseline", [first, missing])
     tone, headline = _headline(comparison)
     order = ("worse", "unclear", "better")
-    against = [_against(*pair) for pair in sorted(comparison.pairs, key=lambda pair: order.index(verdict(pair[1])))]
+    against = [_against(*pair) for pair in sorted(comparison.pairs, key=lambda pair: order.index(pair[1].verdict))]
     return Summary(tone, headline, [first, *against, *_weakest(model, metric)])
 
 
 def _headline(comparison: Comparison) -> tuple[str, str]:
     names = {
-        kind: [called(o.name) for o, d in comparison.pairs if verdict(d) == kind]
+        kind: [called(o.name) for o, d in comparison.pairs if d.verdict == kind]
         for kind in ("better", "worse", "unclear")
     }
     if names["worse"]:
@@ -108,7 +107,7 @@ def _against(other: Evaluation, found: Difference) -> str:
         times = f"{name} finds nothing"
     apart = f"{signed(found.difference)} {interval(found.low, found.high)}".strip()
     shares = f"better for {percent(found.better)} of the queries, worse for {percent(found.worse)}"
-    kind, sure = verdict(found), "not chance" if found.p < 0.001 else "hardly chance"
+    kind, sure = found.verdict, "not chance" if found.p < 0.001 else "hardly chance"
     if kind == "unclear":
         return f"{_start(times)}; the difference of {apart} may be chance: {probability(found.p)}; {shares}."
     if kind == "better":
@@ -164,7 +163,7 @@ def _paired(comparison: Comparison) -> Table:
     words = {"better": "better", "worse": "worse", "unclear": "not clearly better or worse"}
     rows = [
         [f"against {other.name}", signed(d.difference), interval(d.low, d.high), probability(d.p), percent(d.better),
-         percent(d.worse), words[verdict(d)]]
+         percent(d.worse), words[d.verdict]]
         for other, d in comparison.pairs
     ]  # fmt: skip
     columns = ["", "difference", "interval", "p", "better for", "worse for", "the model is"]

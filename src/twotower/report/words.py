@@ -3,7 +3,7 @@
 import math
 import re
 
-from twotower.evaluation import Difference, Estimate
+from twotower.evaluation import Estimate
 
 NAMES = {
     "recall": "Recall",
@@ -93,13 +93,6 @@ def percent(share: float) -> str:
     if not math.isfinite(share):
         return "–"
     return f"{share:.0%}" if share >= 0.095 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "<0.1%"
-
-
-def verdict(found: Difference, level: float = 0.05) -> str:
-    """better, worse or unclear."""
-    if found.p >= level:
-        return "unclear"
-    return "better" if found.difference > 0 else "worse"
 
 
 def chosen(events: int) -> str:
