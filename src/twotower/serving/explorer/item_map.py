@@ -16,7 +16,7 @@ from twotower.report.item_map import project
 from twotower.serving.items import RawId
 from twotower.serving.retriever import Retriever
 
-OFTEN, SAMPLED = 1500, 1500  # items drawn: the most frequent in training, and a sample of the others
+OFTEN, SAMPLED = 1000, 1000  # items drawn: the most frequent in training, and a sample of the others
 FEWEST = 10  # for t-SNE
 
 log = logging.getLogger(__name__)
