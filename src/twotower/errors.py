@@ -61,13 +61,3 @@ def explain_options_with(note: str) -> Callable[[Callable[P, R]], Callable[P, R]
         return checked
 
     return explain
-
-
-def need(module: str, who: str, extra: str) -> Any:
-    """An optional package's module; ImportError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{who} needs {module.partition('.')[0]}, which cannot be imported ({error}): pip install 'twotower[{extra}]'."
-        ) from error
