@@ -46,6 +46,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return kinds[request.param]
 
 
+def test_some_ids_are_known_ones_each_once(make: Make) -> None:
+    store = make(USERS, "user")
+    assert sorted(store.some_ids(10)) == [1, 2, 3]
+    two = store.some_ids(2)
+    assert len(set(two)) == 2
+    assert set(two) < {1, 2, 3}
+    assert store.some_ids(2) == two
+    store.remove([1, 2, 3])
+    assert store.some_ids(5) == []
+
+
 def test_rows_come_back_as_they_were_in_the_order_asked(make: Make) -> None:
     store = make(USERS, "user")
     assert len(store) == 3

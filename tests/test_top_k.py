@@ -93,6 +93,8 @@ def test_from_a_model() -> None:
     items = tt.unique_rows_by_features(train, Tags.ITEM)
     again = model.to_top_k_encoder(items, k=7)
     assert torch.equal(top.predict(users).ids, again.predict(users).ids)
+    flat = model.to_top_k_encoder(strategy="flat", index_options={"exact_below": 0}, k=7)
+    assert torch.equal(top.predict(users).ids, flat.predict(users).ids)
     with pytest.raises(ValueError, match="must be unique"):
         model.to_top_k_encoder(train)
     # ids that no tower reads: raw ones from another column

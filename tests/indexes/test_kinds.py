@@ -173,3 +173,17 @@ def test_scores_are_float32_inner_products_whatever_the_batch() -> None:
         scores, keys = index.search(QUERIES[7:8], 20)
         assert np.array_equal(scores, expected[0][7:8])
         assert np.array_equal(keys, expected[1][7:8])
+
+
+def test_what_is_passed_over_was_not_among_the_best() -> None:
+    """Many tiles of several blocks, scores that rise and fall along the catalogue, and equal ones in crowds."""
+    generator = torch.Generator().manual_seed(5)
+    vectors = torch.randint(-3, 4, (5000, 4), generator=generator).float()
+    vectors *= torch.linspace(0.1, 3, 5000).round()[:, None].clamp(min=1)
+    queries = torch.randint(-3, 4, (40, 4), generator=generator).float()
+    keys = torch.randperm(5000, generator=generator)
+    index = tt.ExactIndex(vectors, keys, tile=700)
+    scores, found = index.search(queries, 30)
+    order = np.lexsort((keys.expand(40, -1).numpy(), -(queries @ vectors.T).numpy()), axis=1)[:, :30]
+    assert np.array_equal(found, keys[order])
+    assert np.array_equal(scores, (queries @ vectors.T).gather(1, torch.from_numpy(order)))

@@ -54,6 +54,10 @@ class FeatureStore(ABC):
         """The rows of those of the distinct ids that are known, in any order, with the store's schema."""
 
     @abstractmethod
+    def some_ids(self, count: int) -> list[RawId]:
+        """Up to `count` of the ids that are known, to look into the store by: always the same while nothing is written."""
+
+    @abstractmethod
     def put(self, table: Source) -> None:
         """Add rows, or replace those of the same ids; all of the table or nothing.
 

@@ -1,5 +1,6 @@
 """Features in Redis, shared by many servers."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,12 @@ class RedisFeatures(FeatureStore):
     def rows_of(self, ids: Sequence[RawId]) -> pl.DataFrame:
         found = self._client.mget([f"{self.prefix}:{raw}" for raw in ids]) if ids else []
         return from_cells([json.loads(text) for text in found if text is not None], self.schema)
+
+    def some_ids(self, count: int) -> list[RawId]:
+        names = sorted(itertools.islice(self._client.scan_iter(f"{self.prefix}:*", count=count), count))
+        found = self._client.mget(names) if names else []
+        rows = from_cells([json.loads(text) for text in found if text is not None], self.schema)
+        return rows[self.key].to_list()
 
     def put(self, table: Source) -> None:
         frame = self.check_table(table)

@@ -92,6 +92,11 @@ class SQLiteFeatures(FeatureStore):
             found += self._connection().execute(asked, part).fetchall()
         return from_cells(found, self.schema)
 
+    def some_ids(self, count: int) -> list[RawId]:
+        key = _quoted(self.key)
+        found = self._connection().execute(f"SELECT {key} FROM features ORDER BY {key} LIMIT ?", (count,)).fetchall()
+        return [raw for (raw,) in found]
+
     def put(self, table: Source) -> None:
         self._check_writable()
         frame = self.check_table(table)

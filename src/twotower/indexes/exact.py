@@ -13,7 +13,6 @@ from torch import Tensor
 from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
 from twotower.indexes.local import Allowed, LocalIndex
-from twotower.indexes.scan import TILE
 
 
 class ExactIndex(LocalIndex):
@@ -23,7 +22,7 @@ class ExactIndex(LocalIndex):
         vectors: (N, D) candidate vectors.
         keys: (N,) their int64 keys, by default 0 to N-1.
         attributes: (N rows) what filters may ask for.
-        tile: candidates scored at once, so that memory stays bounded for any N.
+        tile: candidates scored at once; None to choose by the number of queries. Memory stays bounded for any N.
 
     Example:
         >>> index = ExactIndex(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), keys=[7, 8, 9])
@@ -44,9 +43,9 @@ class ExactIndex(LocalIndex):
         keys: Keys | None = None,
         attributes: pl.DataFrame | None = None,
         *,
-        tile: int = TILE,
+        tile: int | None = None,
     ) -> None:
-        if tile < 1:
+        if tile is not None and tile < 1:
             raise ValueError(f"tile must be at least 1, got {tile}.")
         self.tile = tile
         super().__init__(vectors, keys, attributes)
@@ -74,6 +73,3 @@ class ExactIndex(LocalIndex):
 
     def _device(self, asked: torch.device) -> torch.device:
         return asked
-
-    def _tile(self) -> int:
-        return self.tile

@@ -18,14 +18,15 @@ from torch import Tensor
 from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
 from twotower.indexes.filters import DataType, Filter
 from twotower.indexes.rows import Rows
-from twotower.indexes.scan import TILE, ordered, scan
+from twotower.indexes.scan import ordered, scan
 
 # filters whose answers are kept
 KEPT_FILTERS = 16
 # a structure is built anew when one slot in so many is empty
 EMPTY_SHARE = 8
-# among more than one candidate in so many, all are scored and those that are not allowed left out
-SPARSE = 16
+# the vectors of up to so many allowed candidates, or one in so many, are put together and kept with the filter; among more, all
+# are scored and the others left out
+GATHERED, SPARSE = 20_000, 16
 
 
 def number_of_lists(candidates: int) -> int:
@@ -74,6 +75,7 @@ class LocalIndex(Index):
 
     options: ClassVar[tuple[str, ...]] = ()
     exact_below: int
+    tile: int | None = None
     _living: Allowed | None
 
     def __init__(
@@ -215,12 +217,12 @@ class LocalIndex(Index):
         rows, device = self.rows, queries.device
         keys = torch.from_numpy(rows.keys).to(device)
         norm = rows.largest_norm
-        if allowed is None or len(allowed) * SPARSE > len(self):
+        if allowed is None or len(allowed) > max(GATHERED, len(self) // SPARSE):
             banned = torch.from_numpy(np.stack([row, slot], 1)).to(device) if len(row) else None
             alive = rows.alive if rows.count < rows.used else None
             among = alive if allowed is None else allowed.mask()
             mask = None if among is None else torch.from_numpy(among).to(device)
-            return scan(queries, k, rows.vectors, keys, norm, banned=banned, mask=mask, tile=self._tile())
+            return scan(queries, k, rows.vectors, keys, norm, banned=banned, mask=mask, tile=self.tile)
         if not len(allowed):
             return torch.full((len(queries), k), -torch.inf, device=device), torch.full(
                 (len(queries), k), -1, device=device
@@ -232,11 +234,8 @@ class LocalIndex(Index):
         taken = allowed.notes.get("vectors")
         if not isinstance(taken, Tensor) or taken.device != device:
             taken = allowed.notes["vectors"] = rows.vectors[slots]
-        scores, places = scan(queries, k, taken, keys[slots], norm, banned=banned, tile=self._tile())
+        scores, places = scan(queries, k, taken, keys[slots], norm, banned=banned, tile=self.tile)
         return scores, torch.where(places < 0, -1, slots[places.clamp(min=0)])
-
-    def _tile(self) -> int:
-        return TILE
 
     def _allowed(self, only: Tensor | None, where: Filter | None) -> Allowed | None:
         if only is None and where is None:

@@ -55,7 +55,7 @@ class ScaNNIndex(LocalIndex):
         leaves: int | None = None,
         target_recall: float = 0.95,
         queries: Float[Tensor, "Q D"] | None = None,
-        compared: int = 5,
+        compared: int = 10,
         exact_below: int = 20_000,
     ) -> None:
         if not 0 < target_recall <= 1 or compared < 1:

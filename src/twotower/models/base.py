@@ -444,6 +444,7 @@ class RetrievalModelV2(nn.Module):
         *,
         candidate_id: str | Tags | None = None,
         strategy: str = "brute-force-topk",
+        index_options: Mapping[str, Any] | None = None,
         k: int = 10,
         batch_size: int = 1024,
     ) -> TopKEncoder:
@@ -452,12 +453,12 @@ class RetrievalModelV2(nn.Module):
         Args:
             candidates: one row for each candidate, with the candidate tower's columns; by default the catalogue.
             candidate_id: the column or tag of the ids to return; it need not be one that the tower reads.
-            strategy: of the index.
+            strategy, index_options: the kind of index and its options, as TopKEncoder takes them.
             k: how many to find by default.
             batch_size: candidates encoded at once.
         """
         vectors = self.candidate_embeddings(candidates, candidate_id, batch_size)
-        return TopKEncoder(self.query, vectors, topk_layer=strategy, k=k)
+        return TopKEncoder(self.query, vectors, topk_layer=strategy, index_options=index_options, k=k)
 
     # ---- files
 

@@ -321,5 +321,8 @@ def _explorer(service: Service) -> list[Any]:
         routes = importlib.import_module("twotower.serving.explorer.routes")
     except ModuleNotFoundError:
         return []
-    made: list[Any] = routes.explorer_routes(lambda: service.live.current.retriever)
+    live = service.live
+    made: list[Any] = routes.explorer_routes(
+        lambda: live.current.retriever, lambda: live.current.manifest.get("created")
+    )
     return made

@@ -85,7 +85,7 @@ def explain(
     row, known = _query(retriever, asked)
     items = retriever.bundle.index.vectors_of(retriever.items.keys_of(item_ids))
     scores, without = _scores(retriever, row, items)
-    near = _nearest(retriever, item_ids, items, known if history is None else history, nearest)
+    near = nearest_in(retriever, item_ids, known if history is None else history, nearest)
     values = row.row(0, named=True)
     return [
         Explanation(
@@ -147,13 +147,15 @@ def _scores(retriever: Retriever, row: pl.DataFrame, items: Tensor) -> tuple[Ten
     return whole, without
 
 
-def _nearest(
-    retriever: Retriever, item_ids: Sequence[RawId], items: Tensor, history: Sequence[RawId], count: int
+def nearest_in(
+    retriever: Retriever, item_ids: Sequence[RawId], history: Sequence[RawId], count: int = NEAREST
 ) -> list[list[tuple[RawId, float]]]:
+    """For each item the nearest of a history by cosine, itself left out. Ids of a history that are no item are passed over."""
     known = [raw for raw in dict.fromkeys(history) if raw in retriever.items]
     if not known:
         return [[] for _ in item_ids]
     among = F.normalize(retriever.bundle.index.vectors_of(retriever.items.keys_of(known)), dim=1)
+    items = retriever.bundle.index.vectors_of(retriever.items.keys_of(item_ids))
     cosines = F.normalize(items, dim=1) @ among.T
     found = []
     for raw, own in zip(item_ids, cosines, strict=True):
