@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from twotower.data.arrow import to_batch
+from twotower.data.batch import Batch
 from twotower.data.columns import KINDS, Column
 from twotower.data.columns.base import Known, Learnt
 from twotower.data.columns.values import is_list, on_values
@@ -55,6 +58,7 @@ class Preprocessor:
         self.columns = dict(columns)
         self._known = Known()
         self._learnt: dict[str, Learnt] = {}
+        self._readable_from: dict[tuple[str, ...], list[str]] = {}  # what was found for the columns of earlier tables
         for name, column in self.columns.items():
             if not isinstance(column, Column):
                 raise ValueError(
@@ -87,6 +91,7 @@ class Preprocessor:
         for name in self._owners_first():
             learnt[name] = self.columns[name].learn(name, raw, self.columns, known)
         _check_domains(Schema([c for column in learnt.values() for c in column.schema()]))
+        self._readable_from.clear()
         self._known, self._learnt = known, {name: learnt[name] for name in self.columns}
         return self
 
@@ -144,10 +149,15 @@ class Preprocessor:
         """
         return self._dataset(pl.concat(list(self._encoded(table))))
 
-    def encode_frame(self, frame: pl.DataFrame) -> Dataset:
-        """The encoded columns alone of a Polars frame: `transform` in a fraction of the time where there are few rows."""
+    def encode_frame(self, frame: pl.DataFrame, schema: Schema) -> Batch:
+        """A schema's columns of a Polars frame as tensors: `transform(frame).batch(schema)` in a fraction of the time where
+        there are few rows."""
         self._check_fitted()
-        return self._dataset(pl.DataFrame(self._columns(frame, self._readable(frame.columns))))
+        columns = {series.name: series for series in [*frame, *self._columns(frame, self._readable(frame.columns))]}
+        lacking = [name for name in schema.column_names if name not in columns]
+        if lacking:
+            raise ValueError(f"the data lacks a column. {unknown('column', lacking[0], columns)}")
+        return to_batch(pa.table({name: columns[name].to_arrow() for name in schema.column_names}), schema)
 
     def fit_transform(self, table: Source | object) -> Dataset:
         """`fit` and `transform` on one table."""
@@ -295,6 +305,8 @@ class Preprocessor:
 
     def _readable(self, columns: Sequence[str]) -> list[str]:
         """The declared columns that can be made from some raw ones."""
+        if tuple(columns) in self._readable_from:
+            return self._readable_from[tuple(columns)]
         names = [name for name, column in self.columns.items() if set(column.reads(name)) <= set(columns)]
         if not names:
             wanted = list(dict.fromkeys(s for n, c in self.columns.items() for s in c.reads(n)))
@@ -306,6 +318,7 @@ class Preprocessor:
                     f"the encoded column {encoded!r} would replace a raw column of that name, from which it is not made. "
                     f"Declare {name!r} under another name, or leave the raw column out."
                 )
+        self._readable_from[tuple(columns)] = names
         return names
 
     def _dataset(self, frame: pl.DataFrame) -> Dataset:

@@ -13,6 +13,7 @@ from litestar import Litestar, MediaType, Response, get, post
 from litestar.exceptions import HTTPException
 
 from twotower.serving import openapi
+from twotower.serving.explorer.routes import explorer_routes
 from twotower.serving.front import Front
 from twotower.serving.instruments import CONTENT_TYPE, Instruments
 from twotower.serving.items import RawId
@@ -74,7 +75,9 @@ def make_app(live: Live, settings: Settings | None = None) -> tuple[Front, Servi
     service = Service(live, settings, instruments)
     routes = [*_questions(service), *_items(service), *_about(service), *_open_inference(service)]
     if settings.explorer:
-        routes += _explorer(service)
+        routes += explorer_routes(
+            lambda: service.live.current.retriever, lambda: service.live.current.manifest.get("created")
+        )
     app = Litestar(
         routes,
         openapi_config=None,
@@ -313,16 +316,3 @@ def _open_inference(service: Service) -> list[Any]:
         return as_json(infer_response(live.name, snapshot.version, asked, answers, questions[0].k, integers(snapshot)))
 
     return [server, alive, ready, model, model_ready, infer]
-
-
-def _explorer(service: Service) -> list[Any]:
-    """The pages to look around, if this installation has them."""
-    try:
-        routes = importlib.import_module("twotower.serving.explorer.routes")
-    except ModuleNotFoundError:
-        return []
-    live = service.live
-    made: list[Any] = routes.explorer_routes(
-        lambda: live.current.retriever, lambda: live.current.manifest.get("created")
-    )
-    return made
