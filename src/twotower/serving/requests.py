@@ -215,12 +215,11 @@ class _Answering:
         hidden = {n: () if self.questions[n].seen else histories[n] for n in numbers}
         known = {}
         for n, history in histories.items():
-            try:
-                retriever.items.keys_of(history)
-            except ValueError as error:
-                self.given[n] = Refusal(str(error))
-            else:
+            if len(retriever.items.known_keys_of(history)):
                 known[n] = history
+            else:
+                text = f"the history holds no item that is known, so that there is nothing to go by: {history[:5]}."
+                self.given[n] = Refusal(text)
         if column is not None:
             around = dict.fromkeys(retriever.query_columns)
             return self._of_rows(
