@@ -57,10 +57,11 @@ from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
 from twotower.indexes.flat import FlatIndex
-from twotower.indexes.hnsw import HNSWIndex, LowRecallWarning
+from twotower.indexes.hnsw import HNSWIndex
 from twotower.indexes.ivf import IVFIndex
 from twotower.indexes.kinds import load_index
 from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.recall import LowRecallWarning
 from twotower.indexes.report import index_report
 from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
