@@ -18,7 +18,7 @@ AT_ONCE = 1024  # rows that a tower reads at a time, a multiple of it
 
 def embed_rows(tower: Tower, preprocessor: Preprocessor, frame: pl.DataFrame) -> Float[Tensor, "rows D"]:
     """The vectors of raw rows, on the CPU: the same bit for bit alone and among others, if no tower mixes rows."""
-    batch = preprocessor.transform(frame).batch(tower.schema)
+    batch = preprocessor.encode_frame(frame).batch(tower.schema)
     device = next(tower.parameters()).device
     # the last row again, until it is a multiple
     order = torch.arange(-(-len(frame) // TOGETHER) * TOGETHER).clamp(max=len(frame) - 1)
