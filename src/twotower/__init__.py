@@ -100,14 +100,21 @@ if TYPE_CHECKING:
     from twotower.config.config import Config
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run, train_run
+    from twotower.nightly.publishing import rollback
+    from twotower.nightly.refresh import Refreshed, refresh
+    from twotower.nightly.rules import RefreshRules
     from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
 LATER = {
     "CatalogEarlyStopping": "twotower.training.early_stopping",
     "Config": "twotower.config.config",
+    "RefreshRules": "twotower.nightly.rules",
+    "Refreshed": "twotower.nightly.refresh",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
+    "refresh": "twotower.nightly.refresh",
+    "rollback": "twotower.nightly.publishing",
     "train_run": "twotower.experiment.run",
 }
 
@@ -204,6 +211,8 @@ __all__ = [
     "RawTables",
     "RecallAt",
     "RedisFeatures",
+    "RefreshRules",
+    "Refreshed",
     "RegressionOutput",
     "ReportData",
     "RetrievalModelV2",
@@ -248,6 +257,8 @@ __all__ = [
     "load_movietweetings",
     "load_schema",
     "make_optimizer",
+    "refresh",
+    "rollback",
     "sample_batch",
     "save_bundle",
     "save_schema",

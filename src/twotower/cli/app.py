@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from twotower.cli import compare, evaluate, init, recommend, report, train, tune
+from twotower.cli import compare, evaluate, init, recommend, refresh, report, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -14,7 +14,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Two-tower retrieval from Parquet: init writes a config, train makes a run, evaluate says what it is worth.",
 )
-for verb in (init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, tune.tune):
+for verb in (
+    init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, tune.tune, refresh.refresh,
+):  # fmt: skip
     app.command()(verb)
 
 
