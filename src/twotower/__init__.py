@@ -113,12 +113,17 @@ if TYPE_CHECKING:
     from twotower.export.inputs import flat_inputs
     from twotower.export.tower import export_tower
     from twotower.export.vectors import export_embeddings
+    from twotower.nightly.publishing import rollback
+    from twotower.nightly.refresh import Refreshed, refresh
+    from twotower.nightly.rules import RefreshRules
     from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
 LATER = {
     "CatalogEarlyStopping": "twotower.training.early_stopping",
     "Config": "twotower.config.config",
+    "RefreshRules": "twotower.nightly.rules",
+    "Refreshed": "twotower.nightly.refresh",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
     "export_embeddings": "twotower.export.vectors",
@@ -126,6 +131,8 @@ LATER = {
     "flat_inputs": "twotower.export.inputs",
     "load_from_hub": "twotower.export.hub",
     "push_to_hub": "twotower.export.hub",
+    "refresh": "twotower.nightly.refresh",
+    "rollback": "twotower.nightly.publishing",
     "train_run": "twotower.experiment.run",
 }
 
@@ -229,6 +236,8 @@ __all__ = [
     "RawTables",
     "RecallAt",
     "RedisFeatures",
+    "RefreshRules",
+    "Refreshed",
     "RegressionOutput",
     "ReportData",
     "RetrievalModelV2",
@@ -282,6 +291,8 @@ __all__ = [
     "load_schema",
     "make_optimizer",
     "push_to_hub",
+    "refresh",
+    "rollback",
     "sample_batch",
     "save_bundle",
     "save_schema",
