@@ -110,11 +110,11 @@ def test_a_manifest_that_cannot_be_read_says_so(content: str, retriever: tt.Retr
 def sign(folder: Path) -> None:
     """A manifest for what lies there now, as somebody would write it who swaps a part on purpose."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    from twotower.bundle import _sha256
+    from twotower.files import sha256_of
 
     names = [f for f in folder.rglob("*") if f.is_file() and f.name != "manifest.json"]
     manifest["files"] = {
-        f.relative_to(folder).as_posix(): {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in names
+        f.relative_to(folder).as_posix(): {"sha256": sha256_of(f), "bytes": f.stat().st_size} for f in names
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
@@ -147,10 +147,10 @@ def test_a_tower_that_gives_other_vectors_is_refused(retriever: tt.Retriever, tm
     weights = safetensors.torch.load_file(file)
     name = next(n for n in weights if n.startswith("candidate") and n.endswith("weight") and weights[n].shape[0] == 8)
     safetensors.torch.save_file(weights | {name: weights[name] * 1.5}, file)
-    from twotower.bundle import _sha256
+    from twotower.files import sha256_of
 
     built = tmp_path / "bundle" / "index" / "built-from.json"
-    built.write_text(json.dumps(json.loads(built.read_text()) | {"model/weights.safetensors": _sha256(file)}))
+    built.write_text(json.dumps(json.loads(built.read_text()) | {"model/weights.safetensors": sha256_of(file)}))
     sign(tmp_path / "bundle")
     with pytest.raises(ValueError, match="the candidate tower .* gives other vectors than its index holds"):
         tt.Retriever.load(tmp_path / "bundle")

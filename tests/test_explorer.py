@@ -312,16 +312,21 @@ def test_a_query_is_asked_as_it_is_filled_in(client: TestClient[Any], retriever:
     assert "Nothing is asked yet" in page.text
     assert "The model needs asked." in page.text
     assert page.all("option", "selected") == []
-    page = get(client, "/query", **{"q.city": "Rome", "q.asked": "12.5", "history": ["a/b", "i5"], "k": 4})
-    query = {"city": "Rome", "asked": 12.5, "past": ["a/b", "i5"]}
-    best = retriever.recommend([query], k=4, exclude=[["a/b", "i5"]])
+    # a history that the model would recommend again, if it might
+    around = {"city": "Rome", "asked": 12.5}
+    history = retriever.recommend([{**around, "past": ["a/b", "i5"]}], k=2)["item_id"].to_list()
+    history = retriever.recommend([{**around, "past": history}], k=2)["item_id"].to_list()
+    page = get(client, "/query", **{"q.city": "Rome", "q.asked": "12.5", "history": history, "k": 4})
+    query = {"city": "Rome", "asked": 12.5, "past": history}
+    best = retriever.recommend([query], k=4, exclude=[history])
     assert results(page) == [address("/explore", "item", raw) for raw in best["item_id"]]
     why = tt.explain(retriever, query, best["item_id"].to_list())
     for contribution in why[0].contributions:
         if contribution.adds is not None:
             assert f"{contribution.adds:+.3f}".replace("-", "−") in page.text
-    seen = get(client, "/query", **{"q.city": "Rome", "q.asked": "12.5", "history": ["a/b", "i5"], "k": 4, "seen": 1})
+    seen = get(client, "/query", **{"q.city": "Rome", "q.asked": "12.5", "history": history, "k": 4, "seen": 1})
     best = retriever.recommend([query], k=4)
+    assert set(history) & set(best["item_id"]), "otherwise this shows nothing"
     assert results(seen) == [address("/explore", "item", raw) for raw in best["item_id"]]
 
 

@@ -50,8 +50,10 @@ LINE = [
     "serving.server", "config.yaml_file", "config.describe", "config.columns", "config.sections", "config.mistakes",
     "config.config", "config.drafting", "experiment.tables", "experiment.rows", "experiment.features",
     "experiment.build", "experiment.measuring", "experiment.lock", "experiment.folder", "experiment.run",
-    "experiment.recommending", "experiment.tuning", "cli.show", "cli.common", "cli.init", "cli.train",
-    "cli.evaluate", "cli.compare", "cli.recommend", "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
+    "experiment.recommending", "experiment.tuning", "nightly.rules", "nightly.known", "nightly.fresh",
+    "nightly.learning", "nightly.judging", "nightly.publishing", "nightly.verdict", "nightly.refresh", "cli.show",
+    "cli.common", "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.refresh",
+    "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
 ]  # fmt: skip
 
 
@@ -107,16 +109,17 @@ PUBLIC = [
     "MatrixFactorizationModelV2", "MovieLens", "MovieTweetings", "NDCGAt", "NoveltyAt", "Numeric",
     "ParquetFeatures", "PopularityBasedSamplerV2", "PopularityLiftAt", "PopularitySampler", "PrecisionAt",
     "Preprocessor", "PretrainedEmbeddings", "PretrainedVectors", "QdrantIndex", "Ragged", "RankingMetric",
-    "RawTables", "RecallAt", "RedisFeatures", "RegressionOutput", "ReportData", "RetrievalModelV2", "Retriever",
-    "Run", "SQLiteFeatures", "ScaNNIndex", "Schema", "SliceBy", "SliceEstimates", "Step", "StreamingFrequency",
-    "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder", "TowerHealth", "TwoTowerModel",
-    "TwoTowerModelV2", "UniformSampler", "Vector", "World", "YoutubeDNNRetrievalModelV2", "build_histories",
-    "check_leaks", "compare", "create_categorical_column", "create_continuous_column", "evaluate_run", "explain",
-    "export_embeddings", "export_tower", "flat_inputs", "generate_data", "generate_world", "index_report",
-    "infer_columns", "infer_embedding_dim", "k_core", "latest_histories", "leave_last_out", "load_bundle",
-    "load_from_hub", "load_index", "load_interactions", "load_movielens", "load_movietweetings", "load_schema",
-    "make_optimizer", "push_to_hub", "sample_batch", "save_bundle", "save_schema", "split_at_random",
-    "split_by_time", "split_by_user", "tabulate", "train_run", "unique_rows_by_features", "write_report",
+    "RawTables", "RecallAt", "RedisFeatures", "RefreshRules", "Refreshed", "RegressionOutput", "ReportData",
+    "RetrievalModelV2", "Retriever", "Run", "SQLiteFeatures", "ScaNNIndex", "Schema", "SliceBy", "SliceEstimates",
+    "Step", "StreamingFrequency", "TagSet", "Tags", "Text", "Timestamp", "ToTarget", "TopK", "TopKEncoder",
+    "TowerHealth", "TwoTowerModel", "TwoTowerModelV2", "UniformSampler", "Vector", "World",
+    "YoutubeDNNRetrievalModelV2", "build_histories", "check_leaks", "compare", "create_categorical_column",
+    "create_continuous_column", "evaluate_run", "explain", "export_embeddings", "export_tower", "flat_inputs",
+    "generate_data", "generate_world", "index_report", "infer_columns", "infer_embedding_dim", "k_core",
+    "latest_histories", "leave_last_out", "load_bundle", "load_from_hub", "load_index", "load_interactions",
+    "load_movielens", "load_movietweetings", "load_schema", "make_optimizer", "push_to_hub", "refresh", "rollback",
+    "sample_batch", "save_bundle", "save_schema", "split_at_random", "split_by_time", "split_by_user", "tabulate",
+    "train_run", "unique_rows_by_features", "write_report",
 ]  # fmt: skip
 
 

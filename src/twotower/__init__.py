@@ -57,10 +57,11 @@ from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
 from twotower.indexes.flat import FlatIndex
-from twotower.indexes.hnsw import HNSWIndex, LowRecallWarning
+from twotower.indexes.hnsw import HNSWIndex
 from twotower.indexes.ivf import IVFIndex
 from twotower.indexes.kinds import load_index
 from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.recall import LowRecallWarning
 from twotower.indexes.report import index_report
 from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
@@ -112,12 +113,17 @@ if TYPE_CHECKING:
     from twotower.export.inputs import flat_inputs
     from twotower.export.tower import export_tower
     from twotower.export.vectors import export_embeddings
+    from twotower.nightly.publishing import rollback
+    from twotower.nightly.refresh import Refreshed, refresh
+    from twotower.nightly.rules import RefreshRules
     from twotower.training.early_stopping import CatalogEarlyStopping
 
 # imported when they are first asked for: pydantic and Lightning take seconds, and a serving process needs neither
 LATER = {
     "CatalogEarlyStopping": "twotower.training.early_stopping",
     "Config": "twotower.config.config",
+    "RefreshRules": "twotower.nightly.rules",
+    "Refreshed": "twotower.nightly.refresh",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
     "export_embeddings": "twotower.export.vectors",
@@ -125,6 +131,8 @@ LATER = {
     "flat_inputs": "twotower.export.inputs",
     "load_from_hub": "twotower.export.hub",
     "push_to_hub": "twotower.export.hub",
+    "refresh": "twotower.nightly.refresh",
+    "rollback": "twotower.nightly.publishing",
     "train_run": "twotower.experiment.run",
 }
 
@@ -228,6 +236,8 @@ __all__ = [
     "RawTables",
     "RecallAt",
     "RedisFeatures",
+    "RefreshRules",
+    "Refreshed",
     "RegressionOutput",
     "ReportData",
     "RetrievalModelV2",
@@ -281,6 +291,8 @@ __all__ = [
     "load_schema",
     "make_optimizer",
     "push_to_hub",
+    "refresh",
+    "rollback",
     "sample_batch",
     "save_bundle",
     "save_schema",

@@ -7,6 +7,7 @@
     index/                   the candidates' vectors and what finds them; built-from.json says from which tower and items
     users.sqlite             features of users by id, if there are any
     metrics.json             what was measured before it was saved
+    origin.json              what it was made from, if `twotower refresh` made it
 
 `load_bundle` verifies all of it before anything is used. The folder is written aside and changes places with an older one at
 once, so that a crash leaves the old bundle whole. Nothing in it is a pickle.
@@ -30,7 +31,7 @@ from twotower.data.preprocessor import Preprocessor
 from twotower.encoder import embed
 from twotower.feature_stores.base import FeatureStore
 from twotower.feature_stores.sqlite import SQLiteFeatures
-from twotower.files import PathLike, folder_written_aside, restore_folder
+from twotower.files import PathLike, folder_written_aside, restore_folder, sha256_of
 from twotower.indexes.base import Index
 from twotower.indexes.kinds import load_index
 from twotower.models.base import RetrievalModelV2
@@ -57,6 +58,7 @@ class Bundle:
         index: the candidates' vectors.
         users: features of users by their id, if there are any.
         metrics: what was measured, by name.
+        origin: what it was made from, as plain JSON.
 
     Raises:
         ValueError: model and preprocessor know other ids, or the index holds other candidates than the items.
@@ -69,6 +71,7 @@ class Bundle:
     index: Index
     users: FeatureStore | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_ids(self.model.input_schema, self.preprocessor.schema)
@@ -100,11 +103,13 @@ def save_bundle(bundle: Bundle, path: PathLike) -> None:
         bundle.preprocessor.save(folder / "preprocessor")
         bundle.items.with_columns(pl.Series(KEY, bundle.keys.numpy())).write_parquet(folder / "items.parquet")
         bundle.index.save(folder / "index")
-        made_from = {name: _sha256(folder / name) for name in MADE_FROM}
+        made_from = {name: sha256_of(folder / name) for name in MADE_FROM}
         (folder / "index" / "built-from.json").write_text(json.dumps(made_from, indent=1))
         if bundle.users is not None:
             bundle.users.write_sqlite(folder / "users.sqlite")
         (folder / "metrics.json").write_text(json.dumps(dict(bundle.metrics), indent=1))
+        if bundle.origin:
+            (folder / "origin.json").write_text(json.dumps(dict(bundle.origin), indent=1))
         files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
         manifest = {
             "format": FORMAT,
@@ -114,7 +119,7 @@ def save_bundle(bundle: Bundle, path: PathLike) -> None:
             "items": len(bundle.items),
             "schema": _schema_hash(bundle.model.input_schema),
             "files": {
-                f.relative_to(folder).as_posix(): {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in files
+                f.relative_to(folder).as_posix(): {"sha256": sha256_of(f), "bytes": f.stat().st_size} for f in files
             },
         }
         (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -139,7 +144,7 @@ def load_bundle(path: PathLike, custom_objects: Mapping[str, type] | None = None
             f"the model in the bundle at {folder} reads another schema than the bundle was saved with: {AGAIN}"
         )
     table = pl.read_parquet(folder / "items.parquet")
-    users = folder / "users.sqlite"
+    users, origin = folder / "users.sqlite", folder / "origin.json"
     bundle = Bundle(
         model,
         Preprocessor.load(folder / "preprocessor"),
@@ -148,6 +153,7 @@ def load_bundle(path: PathLike, custom_objects: Mapping[str, type] | None = None
         load_index(folder / "index"),
         SQLiteFeatures(users, read_only=True) if users.exists() else None,
         json.loads((folder / "metrics.json").read_text()),
+        json.loads(origin.read_text()) if origin.exists() else {},
     )
     _check_vectors(bundle, folder)
     return bundle
@@ -188,7 +194,7 @@ def _verified(folder: Path) -> dict[str, Any]:
         )
     hashes: dict[str, str] = {}
     for name, expected in manifest["files"].items():
-        hashes[name] = _sha256(folder / name) if name in there else ""
+        hashes[name] = sha256_of(folder / name) if name in there else ""
         if hashes[name] != expected["sha256"]:
             state = "is missing" if name not in there else "was changed or cut short"
             raise ValueError(f"the bundle at {folder} is damaged: {name} {state}. Save the bundle again.")
@@ -229,11 +235,3 @@ def _check_ids(model: Schema, preprocessor: Schema) -> None:
 
 def _schema_hash(schema: Schema) -> str:
     return hashlib.sha256(schema_to_json(schema).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while part := opened.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()

@@ -1,6 +1,7 @@
 """Writing that a crash cannot leave half done: write aside, flush, rename."""
 
 import ctypes
+import hashlib
 import os
 import shutil
 import uuid
@@ -58,7 +59,7 @@ def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
         for place in [*aside.rglob("*"), aside]:
             _flush(place)
         if target.exists():
-            _exchange(aside, target)
+            exchange_folders(aside, target)
         else:
             os.rename(aside, target)
         _flush(target.parent)
@@ -66,19 +67,23 @@ def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _exchange(aside: Path, target: Path) -> None:
-    """The two folders change places."""
+def exchange_folders(one: PathLike, target: PathLike) -> None:
+    """Two folders beside each other change places: at once, where the system can do that (Linux, macOS).
+
+    Elsewhere the target is moved away before; a kill in between is mended by `restore_folder(target)`.
+    """
+    first, second = Path(one).resolve(), Path(target).resolve()
     call = _exchange_call()
-    if call is not None and call(os.fsencode(aside), os.fsencode(target)) == 0:
+    if call is not None and call(os.fsencode(first), os.fsencode(second)) == 0:
         return
-    old = aside.with_name(aside.name + ".old")
-    os.rename(target, old)
+    old = second.with_name(f".{second.name}.{uuid.uuid4().hex}.{os.getpid()}.old")
+    os.rename(second, old)
     try:
-        os.rename(aside, target)
+        os.rename(first, second)
     except BaseException:
-        os.rename(old, target)
+        os.rename(old, second)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    os.rename(old, first)
 
 
 def _exchange_call() -> Callable[[bytes, bytes], int] | None:
@@ -91,6 +96,15 @@ def _exchange_call() -> Callable[[bytes, bytes], int] | None:
     if hasattr(library, "renamex_np"):  # macOS: RENAME_SWAP is 2
         return lambda one, other: int(library.renamex_np(one, other, 2))
     return None
+
+
+def sha256_of(file: PathLike) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while part := opened.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def restore_folder(path: PathLike) -> None:

@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from twotower.cli import compare, evaluate, init, recommend, report, serve, train, tune
+from twotower.cli import compare, evaluate, init, recommend, refresh, report, serve, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,15 +15,9 @@ app = typer.Typer(
     help="Two-tower retrieval from Parquet: init writes a config, train makes a run, evaluate says what it is worth.",
 )
 for verb in (
-    init.init,
-    train.train,
-    evaluate.evaluate,
-    compare.compare,
-    recommend.recommend,
-    serve.serve,
-    report.report,
-    tune.tune,
-):
+    init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, serve.serve,
+    refresh.refresh, tune.tune,
+):  # fmt: skip
     app.command()(verb)
 
 

@@ -15,7 +15,7 @@ from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
 from twotower.blocks.pretrained import PretrainedEmbeddings
 from twotower.config.config import Config
-from twotower.config.sections import History, Model
+from twotower.config.sections import History, Model, Training
 from twotower.data.preprocessor import Preprocessor
 from twotower.encoder import Encoder
 from twotower.experiment.tables import Tables
@@ -78,16 +78,27 @@ def build_model(config: Config, preprocessor: Preprocessor) -> RetrievalModelV2:
         negative_samplers=[_sampler(entry) for entry in wanted.negatives],
         logq_sampling_correction=False if wanted.correction == "none" else _correction(config),
     )
+    compile_model(config, model, config.training.learning_rate)
+    return model
+
+
+def compile_model(config: Config, model: RetrievalModelV2, learning_rate: float) -> None:
+    """Choose how it is trained, as the config says but for the rate."""
     model.compile(
         optimizer=config.training.optimizer,
-        loss=wanted.loss,
-        learning_rate=config.training.learning_rate,
+        loss=config.model.loss,
+        learning_rate=learning_rate,
         table_optimizer=config.training.table_optimizer,
         schedule=config.training.schedule,
         warmup=config.training.warmup,
         every_position=config.history.column if config.history is not None and config.history.every_position else None,
     )
-    return model
+
+
+def trainer_options(training: Training) -> dict[str, object]:
+    """What Lightning's Trainer is told."""
+    clip: dict[str, object] = {} if training.gradient_clip is None else {"gradient_clip_val": training.gradient_clip}
+    return {"accelerator": training.accelerator, "precision": training.precision} | clip
 
 
 def _layers(wanted: Model, hidden: tuple[int, ...]) -> MLPBlock:

@@ -52,7 +52,7 @@ def make_evaluator(config: Config, tables: Tables, part: str, data: pl.DataFrame
     """
     known, asked = tables.before(part), config.evaluation
     rows = queries(config, _like_training(config, tables.train, part, data), known, tables.users)
-    event = _free(rows, "event")
+    event = free_name(rows, "event")
     if asked.query == "event":
         rows = rows.with_row_index(event)  # events may be equal in all that the tables say, or lack some of it
     return Evaluator(
@@ -109,7 +109,7 @@ def _like_training(config: Config, train: pl.DataFrame, part: str, data: pl.Data
     return data
 
 
-def _free(rows: pl.DataFrame, name: str) -> str:
+def free_name(rows: pl.DataFrame, name: str) -> str:
     """A name that no column has."""
     while name in rows.columns:
         name += "_"

@@ -16,7 +16,7 @@ from twotower.config.config import Config
 from twotower.data.leaks import check_leaks
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
-from twotower.experiment.build import build_model, fit_preprocessor
+from twotower.experiment.build import build_model, fit_preprocessor, trainer_options
 from twotower.experiment.features import user_features
 from twotower.experiment.folder import Run, find_run, make_folder
 from twotower.experiment.lock import held
@@ -143,6 +143,11 @@ def evaluate_run(
             "the saved model was trained on the validation rows too (training.refit), so they would say nothing of it. What the "
             "validation said before that is in the run's evaluations; measure on the test."
         )
+    if data is None and (run.folder / "bundle" / "origin.json").exists():
+        raise ValueError(
+            f"the bundle of {run.folder} was refreshed since its training: it has learnt the {part} rows, which would say nothing "
+            "of it. Its own figures are in bundle.refresh/reports; refresh a copy of a bundle to keep the run as it was."
+        )
     if baselines:
         check_baselines(run.config)
     with held(run.folder):
@@ -227,8 +232,6 @@ def fit_model(
                 ranker=RawRanker(model, preprocessor),
             )
         )
-    options: dict[str, object] = {"accelerator": training.accelerator, "precision": training.precision}
-    clip: dict[str, object] = {} if training.gradient_clip is None else {"gradient_clip_val": training.gradient_clip}
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),
@@ -241,7 +244,7 @@ def fit_model(
         checkpoint=checkpoints,
         checkpoint_steps=training.checkpoint_steps if checkpoints is not None else 1000,
         resume_from="auto" if checkpoints is not None else None,
-        trainer_options=options | clip,
+        trainer_options=trainer_options(training),
         verbose=False,
     )
     return model.cpu(), history

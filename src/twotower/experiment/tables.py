@@ -71,8 +71,8 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
     data = config.data
     notes: list[str] = []
     rows = read_interactions(config, data.interactions, "data.interactions", notes)
-    users = None if data.users is None else _owners(config, data.users, data.user, "data.users")
-    items = None if data.items is None else _owners(config, data.items, data.item, "data.items")
+    users = None if data.users is None else read_owners(config, data.users, data.user, "data.users")
+    items = None if data.items is None else read_owners(config, data.items, data.item, "data.items")
     _check_users(config, rows, users)
     if users is not None:
         rows, users = _one_type(data.user, rows, users, "data.users")
@@ -98,7 +98,7 @@ def read_tables(config: Config) -> tuple[Tables, list[str]]:
             notes.append(f"data.k_core: {data.k_core} keeps {', '.join(kept)}; the figures are of these alone.")
     train, validation, test = _split(config, rows)
     if items is None:
-        items = _latest(config, train)
+        items = latest_items(config, train)
     _check_sources(config, rows, items, users)
     return Tables(train, validation, test, items, users), notes
 
@@ -187,7 +187,7 @@ def _raw_columns(config: Config) -> set[str]:
     return {source for name, column in config.declarations().items() for source in column.reads(name) if name != made}
 
 
-def _owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.DataFrame:
+def read_owners(config: Config, paths: tuple[str, ...], owner: str, key: str) -> pl.DataFrame:
     """A table with one row for each id; a user's with what is read of it alone, an item's whole, for display."""
     data, table = config.data, Dataset(list(paths)).to_polars()
     if owner not in table.columns:
@@ -250,7 +250,7 @@ def _split(config: Config, rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFra
         raise ValueError(f"split: {error}") from error
 
 
-def _latest(config: Config, train: pl.DataFrame) -> pl.DataFrame:
+def latest_items(config: Config, train: pl.DataFrame) -> pl.DataFrame:
     """The items of the training part, with the features of their last row."""
     ordered = train if config.data.time is None else train.sort(config.data.time, maintain_order=True)
     return (

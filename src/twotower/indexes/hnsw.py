@@ -1,6 +1,5 @@
 """HNSWIndex: a graph of neighbours, walked from one to the next."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -15,11 +14,7 @@ from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
 from twotower.indexes.faiss_part import load_faiss, read, selector, write
 from twotower.indexes.local import Allowed, LocalIndex, wider
-from twotower.indexes.recall import nearest, recall_of, sample_queries
-
-
-class LowRecallWarning(UserWarning):
-    """An index finds less of the exact answer than was asked for."""
+from twotower.indexes.recall import nearest, recall_of, sample_queries, warn_of_low_recall
 
 
 class HNSWIndex(LocalIndex):
@@ -78,13 +73,8 @@ class HNSWIndex(LocalIndex):
         k = min(100, len(self))
         best = nearest(self.rows, queries, k)
         recall = recall_of(self._find(queries, k, 0, None), best.numpy())
-        if recall < self.target_recall:
-            warnings.warn(
-                f"the graph finds {recall:.3f} of the best {k} candidates, less than target_recall={self.target_recall}. Take "
-                f"IVFIndex or FlatIndex, or a larger ef_search than {self.ef_search}.",
-                LowRecallWarning,
-                stacklevel=3,
-            )
+        advice = f"Take IVFIndex or FlatIndex, or a larger ef_search than {self.ef_search}."
+        warn_of_low_recall("graph", recall, k, self.target_recall, advice)
         return recall
 
     def _build(self) -> None:

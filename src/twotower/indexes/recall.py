@@ -1,5 +1,7 @@
 """How much of the exact answer an index finds."""
 
+import warnings
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -35,3 +37,14 @@ def nearest(
     vectors = rows.vectors if some is None else rows.vectors[some]
     among = torch.arange(rows.used) if some is None else some
     return among[scan(queries, k, vectors, among, rows.largest_norm)[1]]
+
+
+class LowRecallWarning(UserWarning):
+    """An index finds less of the exact answer than was asked for; the text says how much, and what to do."""
+
+
+def warn_of_low_recall(what: str, recall: float, k: int, target: float, advice: str) -> None:
+    """LowRecallWarning if the recall is below the target."""
+    if recall < target:
+        text = f"the {what} finds {recall:.3f} of the best {k} candidates, less than target_recall={target}. {advice}"
+        warnings.warn(text, LowRecallWarning, stacklevel=4)

@@ -14,7 +14,7 @@ from torch import Tensor
 from twotower.errors import explain_options, need
 from twotower.indexes.base import Json, Keys
 from twotower.indexes.local import Allowed, LocalIndex, number_of_lists
-from twotower.indexes.recall import nearest, recall_of, sample_queries
+from twotower.indexes.recall import nearest, recall_of, sample_queries, warn_of_low_recall
 
 # fewer candidates are compared one by one: too few to learn codes from
 FEWEST = 1000
@@ -23,9 +23,10 @@ FEWEST = 1000
 class ScaNNIndex(LocalIndex):
     """Lists of candidates in learned codes of four bits (Guo et al. 2020, arXiv 1908.10396), the best compared in float32.
 
-    `leaves` is the smallest power of two of lists that holds `target_recall` of the best 100 of sample queries, all lists if none
-    does. ScaNN knows no filters: under one, as many more candidates are taken as it leaves out, or the allowed are compared one
-    by one. Changed candidates are compared one by one until one in eight is such; then the index is built anew. Needs ScaNN, for
+    `leaves_read` is the smallest power of two of lists with which `target_recall` of the best 100 of sample queries are found.
+    Where the codes lose too much for that, it is as many as come within 0.005 of all, and a LowRecallWarning tells the recall.
+    ScaNN knows no filters: under one, as many more candidates are taken as it leaves out, or the allowed are compared one by
+    one. Changed candidates are compared one by one until one in eight is such; then the index is built anew. Needs ScaNN, for
     Linux: pip install 'twotower[scann]'.
 
     Args:
@@ -38,6 +39,7 @@ class ScaNNIndex(LocalIndex):
         exact_below: up to so many allowed candidates are compared one by one.
 
     Attributes:
+        leaves_read: lists that a query reads.
         measured_recall: at k = 100 (or N) on the sample queries.
     """
 
@@ -74,9 +76,9 @@ class ScaNNIndex(LocalIndex):
         self.compared = compared
         self.exact_below = exact_below
         self.measured_recall: float | None = None
+        self._samples = queries
         self._load_scann()
         super().__init__(vectors, keys, attributes)
-        self._tune(queries)
 
     def _load_scann(self) -> None:
         self._scann = need("scann", "ScaNNIndex", "scann").scann_ops_pybind
@@ -84,29 +86,44 @@ class ScaNNIndex(LocalIndex):
     def _build(self) -> None:
         vectors = self.rows.vectors.numpy()
         self._built = len(vectors)
+        self.leaves_read = self.leaves or 1
         builder = self._scann.builder(vectors, 10, "dot_product")
         if len(vectors) < FEWEST:
             self._searcher = builder.score_brute_force().build()
+            self.measured_recall = 1.0
             return
         sample = min(len(vectors), 250_000)
-        lists = builder.tree(self.num_leaves, self._read_at(1), training_sample_size=sample)
+        lists = builder.tree(min(self.num_leaves, len(vectors) // 4), self._read_at(1), training_sample_size=sample)
         self._searcher = lists.score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=sample).build()
+        self._tune()
 
-    def _tune(self, given: Tensor | None) -> None:
-        queries = sample_queries(self.rows.vectors, given, self.dim)
+    def _tune(self) -> None:
+        queries = sample_queries(self.rows.vectors, self._samples, self.dim)
         k = min(100, len(self))
         best = nearest(self.rows, queries, k).numpy()
-        chosen, tried = self.leaves, self.leaves or 1
-        while True:
-            self.leaves = tried
-            self.measured_recall = recall_of(self._find(queries, k, 0, None), best)
-            if chosen is not None or self.measured_recall >= self.target_recall or tried == self.num_leaves:
-                return
-            tried = min(2 * tried, self.num_leaves)
+        if self._find(queries[:1], k, 0, None).shape[1] < k:  # so few candidates that a search compares all
+            self.leaves_read, self.measured_recall = self.leaves or self.num_leaves, 1.0  # for fewer than k
+            return
+        recalls: dict[int, float] = {}
+        tried = self.leaves_read
+        if self.leaves is None:
+            while tried not in recalls:
+                self.leaves_read = tried
+                recalls[tried] = recall_of(self._find(queries, k, 0, None), best)
+                if recalls[tried] < self.target_recall:
+                    tried = min(2 * tried, self.num_leaves)
+            # where the codes, not the lists, lose the rest, reading on finds next to nothing more
+            tried = next(
+                n for n, recall in recalls.items() if recall >= min(self.target_recall, max(recalls.values()) - 0.005)
+            )
+        self.leaves_read = tried
+        self.measured_recall = recall_of(self._find(queries, k, 0, None), best)
+        advice = f"Take IVFIndex or FlatIndex, or compare more than {self.compared} candidates for each result."
+        warn_of_low_recall("index", self.measured_recall, k, self.target_recall, advice)
 
     def _read_at(self, more: float) -> int:
         """Lists to read for so many times as many results as the lists were chosen for."""
-        return min(self.num_leaves, math.ceil((self.leaves or 1) * math.sqrt(max(1.0, more))))
+        return min(self.num_leaves, math.ceil(self.leaves_read * math.sqrt(max(1.0, more))))
 
     def _find(self, queries: Tensor, k: int, seen: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
         rows = self.rows
@@ -147,7 +164,7 @@ class ScaNNIndex(LocalIndex):
     def _write(self, folder: Path) -> Mapping[str, Json]:
         (folder / "scann").mkdir()
         self._searcher.serialize(str(folder / "scann"), relative_path=True)
-        return {"built": self._built, "measured_recall": self.measured_recall}
+        return {"built": self._built, "leaves_read": self.leaves_read, "measured_recall": self.measured_recall}
 
     def _read(self, folder: Path, text: Mapping[str, Json]) -> None:
         self._load_scann()
@@ -155,6 +172,7 @@ class ScaNNIndex(LocalIndex):
             raise ValueError(f"{folder} holds a pickle, which ScaNN would run and a ScaNNIndex never writes.")
         self._searcher = self._scann.load_searcher(str(folder / "scann"))
         self._built, self.measured_recall = text["built"], text["measured_recall"]
+        self.leaves_read, self._samples = text["leaves_read"], None
 
     def _device(self, asked: torch.device) -> torch.device:
         return torch.device("cpu")

@@ -218,7 +218,7 @@ class _Answering:
             if len(retriever.items.known_keys_of(history)):
                 known[n] = history
             else:
-                text = f"a history holds no item that is known, so that there is nothing to go by: {history[:5]}."
+                text = f"the history holds no item that is known, so that there is nothing to go by: {history[:5]}."
                 self.given[n] = Refusal(text)
         if column is not None:
             around = dict.fromkeys(retriever.query_columns)

@@ -1,0 +1,100 @@
+"""The new bundle takes the live one's place at once; the one before stays beside it."""
+
+import os
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from twotower.bundle import Bundle, load_bundle, read_manifest, save_bundle
+from twotower.experiment.lock import held
+from twotower.files import PathLike, exchange_folders, restore_folder
+from twotower.nightly.known import Ledger, live_path, origin_of
+
+TOKEN = "TWOTOWER_TOKEN"  # the variable of the environment that holds a server's token
+PATIENCE = 60.0  # seconds that a server has to answer
+
+
+def publish(bundle: Bundle, live: Path) -> None:
+    """Write a bundle beside the live one, verify it, exchange the two, and keep the live one as PATH.previous."""
+    aside = _beside(live, "next")
+    save_bundle(bundle, aside)
+    load_bundle(aside)
+    exchange_folders(aside, live)
+    _keep(aside, live)
+
+
+def settle(live: Path) -> None:
+    """Bring to an end what a killed refresh left: a bundle that was not published is deleted, one that was replaced is kept."""
+    restore_folder(live)
+    aside = _beside(live, "next")
+    if not (aside / "manifest.json").exists():
+        shutil.rmtree(aside, ignore_errors=True)
+    elif origin_of(aside).get("night", 0) > origin_of(live).get("night", 0):
+        shutil.rmtree(aside)
+    else:
+        _keep(aside, live)
+    origins = [origin_of(path) for path in (live, _beside(live, "previous")) if (path / "manifest.json").exists()]
+    Ledger(live).prune(origins)
+
+
+def rollback(live: PathLike) -> Path:
+    """The live bundle and the one before it, PATH.previous, change places at once; again, and all is as it was.
+
+    Args:
+        live: the bundle, or the run that holds it.
+
+    Returns:
+        The bundle's path.
+
+    Raises:
+        ValueError: there is no bundle before; another process refreshes this one.
+
+    Example:
+        >>> tt.rollback("live")    # doctest: +SKIP
+    """
+    path = live_path(live)
+    with held(Ledger(path).folder):
+        settle(path)
+        previous = _beside(path, "previous")
+        if not previous.exists():
+            raise ValueError(f"there is no bundle to go back to: no refresh was published at {path} yet.")
+        load_bundle(previous)
+        exchange_folders(previous, path)
+    return path
+
+
+def notify(url: str) -> None:
+    """Ask a server to load the new bundle: POST to its /reload, with the token of TWOTOWER_TOKEN if there is one.
+
+    Raises:
+        ValueError: it cannot be reached, or refuses.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"--notify {url}: expected an address such as http://localhost:8000.")
+    whole = urllib.parse.urlunsplit(parts._replace(path="/reload")) if parts.path in ("", "/") else url
+    token = os.environ.get(TOKEN)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    request = urllib.request.Request(whole, data=b"", headers=headers, method="POST")
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE):
+            return
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ValueError(f"the bundle is published, but {whole} did not reload it: {error}.") from error
+    except (urllib.error.URLError, OSError) as error:
+        raise ValueError(f"the bundle is published, but {whole} did not reload it: {error}.") from error
+
+
+def _keep(replaced: Path, live: Path) -> None:
+    """The bundle that was replaced becomes the previous one."""
+    previous = _beside(live, "previous")
+    read_manifest(replaced)
+    shutil.rmtree(previous, ignore_errors=True)
+    os.rename(replaced, previous)
+
+
+def _beside(live: Path, name: str) -> Path:
+    return live.with_name(f"{live.name}.{name}")

@@ -1,0 +1,67 @@
+"""What speaks against publishing, in words: each check gives its reason, or None."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from twotower.evaluation import Difference
+from twotower.nightly.known import Affinity
+from twotower.nightly.rules import RefreshRules
+
+
+def too_late(known: pl.Series, fresh: pl.Series) -> str | None:
+    """Times that lie further ahead than all known ones span."""
+    bounds: list[Any] = [known.min(), known.max(), fresh.max()]  # numbers, dates or datetimes
+    first, last, now = bounds
+    if now - last <= last - first:
+        return None
+    return (
+        f"the fresh rows reach to {now}, further after the last known one, {last}, than the known ones span: is "
+        f"{fresh.name!r} written in another unit?"
+    )
+
+
+def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
+    """The live bundle must still know whose rows are whose; two standard errors are left to chance."""
+    if now.share + 2 * now.error >= 0.5 + rules.trust * (before.share - 0.5):
+        return None
+    return (
+        f"the rows look damaged: the live bundle ranks a person's own item above another's in {now.share:.1%} of the cases, "
+        f"{before.share:.1%} on rows before that it had not learnt either, 50% by chance. Are items and people "
+        "joined as they should be?"
+    )
+
+
+def items_lost(lost: int, before: int, rules: RefreshRules) -> str | None:
+    """The catalogue must not shrink by much."""
+    if lost <= rules.most_lost * before:
+        return None
+    return (
+        f"{lost:,} of {before:,} items are gone, more than {rules.most_lost:.0%}. If they should be, give "
+        f"--most-lost {lost / before + 0.005:.2f} (most_lost in RefreshRules)."
+    )
+
+
+def worse(differences: Sequence[Difference], metric: str, rules: RefreshRules) -> str | None:
+    """The interval of new less live must lie above the margin."""
+    found = next((d for d in differences if d.metric == metric), None)
+    if found is None:
+        return f"{metric} has no value for each query, so that live and new cannot be compared by it."
+    bound = -rules.margin * found.second
+    if found.low >= bound:
+        return None
+    if found.low != found.low:
+        return "fewer than ten people are held out: too few to judge by. Wait for more rows; --skip-known takes a longer file."
+    what = "worse than" if found.high < 0 else "not proved to be as good as"
+    return (
+        f"the new bundle is {what} the live one: {found}. The lower end must be at {bound:+.4f} or above, {rules.margin:.0%} of "
+        "the live figure."
+    )
+
+
+def all_alike(new: float, live: float, rules: RefreshRules) -> str | None:
+    """People's lists must stay as different as they were, or nearly."""
+    if 1 - new >= rules.personal * (1 - live):
+        return None
+    return f"everyone gets the same items: two lists share {new:.0%} of their items, {live:.0%} of the live ones."
