@@ -147,6 +147,23 @@ def test_exact_in_every_combination(case: str, tmp_path: Path) -> None:
             assert resumed.history.history[name][epoch] == values[epoch], (name, epoch)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("stop_after", [3, 8, 13])  # in the warm-up, at an epoch's end, on the way down
+def test_a_schedule_goes_on_where_it_was(schedule: str, stop_after: int, tmp_path: Path) -> None:
+    whole = train(Record(tmp_path / "whole"), build(schedule=schedule), epochs=2)
+    folder, options = tmp_path / "run", {"epochs": 2, "checkpoint_steps": 1, "checkpoint": tmp_path / "run"}
+    with pytest.raises(Stopped):
+        train(Record(tmp_path / "losses", stop_after), build(schedule=schedule), **options)
+    with pytest.raises(ValueError, match=r"'schedule_steps': \(16, 24\)"):  # other rates than a run of three epochs has
+        train(Record(tmp_path / "no"), build(schedule=schedule), **options | {"epochs": 3}, resume_from="auto")
+    with pytest.raises(ValueError, match=rf"'schedule': \('{schedule}', 'constant'\)"):
+        train(Record(tmp_path / "no"), build(), **options, resume_from="auto")
+    resumed = train(Record(tmp_path / "losses"), build(schedule=schedule), **options, resume_from="auto")
+    assert losses(tmp_path / "losses") == losses(tmp_path / "whole")
+    assert_same_weights(whole, resumed)
+    assert names(folder) == ["step-00000015.ckpt", "step-00000016.ckpt"]
+
+
 class At(Callback):
     """Does something after a batch, or at the end of an epoch."""
 

@@ -62,11 +62,13 @@ def test_it_looks_within_an_epoch_too() -> None:
     assert len(seen) == 2 * 3  # after steps 2 and 4 of 6, and at the end
 
 
-def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("patience", [2, 3])  # stopped before the last epoch, and not
+def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path, patience: int) -> None:
     whole, train, evaluator = make(learning_rate=0.3)
     options = {"batch_size": 256, "verbose": False, "health_steps": 0}
-    stop = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=3)
+    stop = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=patience)
     curve = whole.fit(train, epochs=12, callbacks=stop, **options).history["val_ndcg_at_5"]
+    assert (len(curve) < 12) == (patience == 2)
 
     broken, train, evaluator = make(learning_rate=0.3)
 
@@ -75,16 +77,23 @@ def test_a_resumed_run_ends_as_an_unbroken_one(tmp_path: Path) -> None:
             if trainer.current_epoch == len(curve) - 1:  # the last but one look was no gain
                 raise KeyError
 
-    first = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=3)
+    first = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=patience)
     with pytest.raises(KeyError):
         broken.fit(train, epochs=12, callbacks=[first, PowerCut()], checkpoint=tmp_path, **options)
     again, train, evaluator = make(learning_rate=0.3)
-    second = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=3)
+    second = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=patience)
     resumed = again.fit(train, epochs=12, callbacks=second, checkpoint=tmp_path, resume_from="auto", **options)
     assert resumed.history["val_ndcg_at_5"] == curve
     assert second.best_step == stop.best_step
-    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+    once_more, train, evaluator = make(
+        learning_rate=0.3
+    )  # killed after the last checkpoint: there is nothing left to train
+    third = CatalogEarlyStopping(evaluator, monitor="ndcg_at_5", patience=patience)
+    resumed = once_more.fit(train, epochs=12, callbacks=third, checkpoint=tmp_path, resume_from="auto", **options)
+    assert resumed.history["val_ndcg_at_5"] == curve
+    for one, other, last in zip(whole.parameters(), again.parameters(), once_more.parameters(), strict=True):
         assert torch.equal(one, other)
+        assert torch.equal(one, last)
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*", "ignore:.*num_workers.*")

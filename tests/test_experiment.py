@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
 
 from twotower.config.config import Config
 from twotower.data.inference import infer_columns
 from twotower.experiment.folder import Run
 from twotower.experiment.measuring import make_evaluator
 from twotower.experiment.recommending import _ids
-from twotower.experiment.run import evaluate_run, train_run
+from twotower.experiment.run import encode, evaluate_run, fit_model, train_run
 from twotower.experiment.tables import read_interactions, read_tables
 from twotower.experiment.tuning import tune
 
@@ -302,3 +304,118 @@ def test_an_old_run_is_replaced_whole_and_a_folder_that_was_made_for_nothing_goe
             train_run(gone, tmp_path / name)
     assert list((tmp_path / "empty").iterdir()) == []
     assert not (tmp_path / "new").exists()
+
+
+class Rates(Callback):
+    """The learning rate of each epoch's first step."""
+
+    def __init__(self, dies_at: int | None = None) -> None:
+        self.seen: list[float] = []
+        self.dies_at = dies_at
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.current_epoch == self.dies_at:
+            raise RuntimeError("killed")
+        self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_the_refit_follows_the_course_of_the_rates_up_to_the_best_epoch(tmp_path: Path) -> None:
+    changes = {
+        "training.epochs": 4,
+        "training.schedule": "linear",
+        "training.learning_rate": 0.4,
+        "training.batch_size": 24,
+        "training.stop_early": None,
+    }
+    config = config_of(tmp_path, changes)
+    tables, _ = read_tables(config)
+    preprocessor, rows = encode(config, tables)
+    whole, part = Rates(), Rates()
+    fit_model(config, tables, preprocessor, rows, callbacks=[whole])
+    assert whole.seen == pytest.approx([0.4, 0.3, 0.2, 0.1])
+    model, history = fit_model(config, tables, preprocessor, rows, epochs=2, callbacks=[part])
+    assert part.seen == pytest.approx([0.4, 0.3])
+    assert history.epochs == 2
+    for stop, left in ((1, 1), (2, 0)):  # killed after one epoch, and after all of them
+        folder = tmp_path / f"checkpoints {stop}"
+        options: dict[str, Any] = {"epochs": 2, "checkpoints": folder}
+        if stop == 1:
+            with pytest.raises(RuntimeError, match="killed"):
+                fit_model(config, tables, preprocessor, rows, callbacks=[Rates(dies_at=1)], **options)
+        else:
+            fit_model(config, tables, preprocessor, rows, **options)
+        rest = Rates()
+        again, _ = fit_model(config, tables, preprocessor, rows, callbacks=[rest], **options)
+        assert len(rest.seen) == left
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name]), name
+
+
+SMALL = {"training.epochs": 2, "training.batch_size": 64, "model.dim": 8, "training.health_steps": 0}
+
+
+@pytest.mark.parametrize("kind", ["last", "random", "user"])
+def test_each_split_and_baseline_from_the_config_to_the_figures(tmp_path: Path, kind: str) -> None:
+    split: dict[str, Any] = {"kind": "last", "last": 2} if kind == "last" else {"kind": kind, "test": 0.2}
+    rivals = ["popularity", "recent_popularity", "item_knn", "ease", "als", "bpr"]
+    history = {} if kind == "random" else {"history": {"length": 5}}
+    config = config_of(tmp_path, SMALL | history | {"split": split, "evaluation.baselines": rivals})
+    run = train_run(config, tmp_path / "run")
+    tables = run.tables()
+    assert len(tables.train) + len(tables.validation) + len(tables.test) == ROWS
+    if kind == "last":
+        for part in (tables.validation, tables.test):
+            assert part.group_by("who").len()["len"].to_list() == [2] * 20
+    if kind != "random":  # nobody's test lies before what they are known by
+        before, after = tables.before("test").group_by("who").agg("at"), tables.test.group_by("who").agg("at")
+        both = before.join(after, on="who").select(pl.col("at").list.max(), pl.col("at_right").list.min())
+        assert (both["at"] < both["at_right"]).all()
+    found = evaluate_run(run)
+    assert [e.name for e in found] == ["model", *rivals]
+    assert all(0 < e["recall_at_5"].mean < 1 for e in found)
+    assert found[0].queries == tables.test["who"].n_unique()
+
+
+@pytest.mark.parametrize("encoder", ["gru", "transformer"])
+def test_every_position_of_the_history_from_the_config(tmp_path: Path, encoder: str) -> None:
+    """Everyone goes round the items one by one: what comes next hangs on the last item alone, so recall at 1 is near 1."""
+    steps = np.arange(800)
+    table = pl.DataFrame({"who": steps % 20, "what": (steps // 20 + steps % 20) % 15, "at": steps})
+    changes = SMALL | {
+        "history": {"length": 4, "encoder": encoder, "every_position": True, "dropout": 0.0},
+        "columns": {"what": {"kind": "categorical", "tags": ["item_id"]}},
+        "model.query_layers": [], "model.candidate_layers": [], "model.dim": 16, "training.epochs": 15, "training.batch_size": 32,
+        "training.learning_rate": 0.03, "evaluation.metrics": ["recall_at_1"], "training.refit": False, "training.stop_early": None,
+    }  # fmt: skip
+    run = train_run(config_of(tmp_path, changes, interactions=table), tmp_path / "run")
+    assert run.retriever().bundle.model.compiled.every_position == "history"
+    asked = [{"history": [(start + n) % 15 for n in range(4)]} for start in range(15)]
+    best = run.retriever().recommend(asked, k=1)
+    right = sum(best["what"].to_numpy() == (np.arange(15) + 4) % 15)
+    assert right >= 13
+
+
+def test_a_trial_below_the_median_is_broken_off(tmp_path: Path) -> None:
+    """People stay with their own item; a learning rate of nothing finds no one's, so that such trials end early."""
+    pytest.importorskip("optuna")
+    mine = events(what=np.random.default_rng(0).integers(0, 20, ROWS)).with_columns(what=pl.col("who"))
+    space = {"training.learning_rate": {"choices": [0.1, 1e-9]}}
+    changes = SMALL | {
+        "training.epochs": 4,
+        "tune.trials": 8,
+        "tune.space": space,
+        "training.stop_early": {"patience": 9},
+    }
+    config = config_of(tmp_path, changes, interactions=mine)
+    found = tune(config, tmp_path / "t")
+    assert found.config.training.learning_rate == 0.1
+    states = {rate: set(part["state"]) for (rate,), part in found.trials.group_by("training.learning_rate")}
+    assert "pruned" in states["1e-09"]
+    assert "complete" in states["0.1"]
+    assert found.trials.filter(pl.col("state") == "pruned")["value"].null_count() == sum(
+        found.trials["state"] == "pruned"
+    )
+    whole = tune(config.with_changes({"tune.prune": False}), tmp_path / "u", trials=7)
+    assert set(whole.trials["state"]) == {"complete"}
+    again = tune(config, tmp_path / "t", trials=9, resume=True)  # those that were broken off count
+    assert len(again.trials) == 9

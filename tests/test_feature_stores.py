@@ -46,6 +46,17 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     return kinds[request.param]
 
 
+def test_some_ids_are_known_ones_each_once(make: Make) -> None:
+    store = make(USERS, "user")
+    assert sorted(store.some_ids(10)) == [1, 2, 3]
+    two = store.some_ids(2)
+    assert len(set(two)) == 2
+    assert set(two) < {1, 2, 3}
+    assert store.some_ids(2) == two
+    store.remove([1, 2, 3])
+    assert store.some_ids(5) == []
+
+
 def test_rows_come_back_as_they_were_in_the_order_asked(make: Make) -> None:
     store = make(USERS, "user")
     assert len(store) == 3
@@ -84,6 +95,14 @@ def test_any_store_can_be_written_as_a_file(make: Make, tmp_path: Path) -> None:
     one, other = (s.look_up([1, 2, 3]) for s in (store, copy))
     assert one.rows.equals(other.rows)
     assert (one.seen, one.known) == (other.seen, other.known)
+
+
+def test_keys_of_64_bits_without_a_sign(make: Make) -> None:
+    ids = [2**64 - 1, 0, 2**63]
+    store = make(pl.DataFrame({"user": pl.Series(ids, dtype=pl.UInt64), "n": [1, 2, 3]}), "user")
+    assert store.look_up([2**63, 5, 2**64 - 1]).rows["n"].to_list() == [3, None, 1]
+    store.remove([2**64 - 1])
+    assert store.look_up(ids).known == [False, True, True]
 
 
 def test_string_keys_and_no_seen(make: Make) -> None:
@@ -179,6 +198,7 @@ def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
 VALUES = {
     pl.Int64(): st.integers(-(2**63), 2**63 - 1),
     pl.UInt8(): st.integers(0, 255),
+    pl.UInt64(): st.integers(0, 2**64 - 1),
     pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
     pl.String(): st.text(st.characters(exclude_categories=["Cs"])),
     pl.Boolean(): st.booleans(),

@@ -2,9 +2,12 @@
 
 import copy
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 import twotower as tt
@@ -228,3 +231,76 @@ def test_split_optimizers_can_be_copied_and_refuse_what_would_never_step() -> No
     assert a.tolist() == b.tolist() == [[1.0, 1.0]] * 2
     with pytest.raises(ValueError, match="takes no more parameter groups"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+
+
+class Rates(Callback):
+    """The learning rate of each part at each step, as a multiple of the one chosen."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        [optimizer] = trainer.optimizers
+        self.seen.append([round(part.param_groups[0]["lr"] / 0.02, 6) for part in optimizer.parts])
+
+
+COURSES = {
+    ("linear", 0.0): [1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1],
+    ("linear", 0.2): [0.5, 1, 1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
+    ("cosine", 0.0): [(1 + math.cos(math.pi * step / 10)) / 2 for step in range(10)],
+    ("constant", 0.4): [0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1],
+}
+
+
+@pytest.mark.parametrize(("schedule", "warmup"), COURSES)
+def test_a_schedule_is_of_tables_and_the_rest_alike(schedule: str, warmup: float) -> None:
+    """Two epochs of five steps, each of two batches that are accumulated; and again in a second fit."""
+    data = clubs(rows=100)
+    model = tt.TwoTowerModelV2(*towers(data))
+    model.compile(learning_rate=0.02, table_optimizer="lazy_adam", schedule=schedule, warmup=warmup)
+    for _ in range(2):
+        rates = Rates()
+        options = {"callbacks": rates, "trainer_options": {"accumulate_grad_batches": 2}, "verbose": False}
+        model.fit(data, batch_size=10, epochs=2, health_steps=0, **options)
+        assert (
+            rates.seen[::2]
+            == rates.seen[1::2]
+            == [[pytest.approx(rate, abs=1e-6)] * 2 for rate in COURSES[schedule, warmup]]
+        )
+
+
+def test_a_schedule_changes_what_is_learnt_as_its_rates_say() -> None:
+    """Plain SGD at the rates of a course by hand: the same weights, of the tables and of the layers."""
+    data, made = clubs(rows=50), []
+    for schedule in ("linear", "constant"):
+        torch.manual_seed(0)
+        model = tt.TwoTowerModelV2(*towers(data))
+        model.compile(optimizer="sgd", learning_rate=0.1, table_optimizer="sgd", schedule=schedule)
+        if schedule == "linear":
+            model.fit(data, batch_size=10, health_steps=0, verbose=False)
+        else:
+            model.adapt(data)  # by hand
+            model.train()
+            optimizer = model.compiled.make_optimizer(model)
+            for step, batch in enumerate(tt.Loader(data, 10, schema=model.input_schema)):
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.1 * (1 - step / 5)
+                optimizer.zero_grad()
+                model.loss(batch).backward()
+                optimizer.step()
+        made.append(model.state_dict())
+    for name, value in made[0].items():
+        torch.testing.assert_close(value, made[1][name], msg=name)
+
+
+def test_a_schedule_is_saved_and_a_wrong_one_named(tmp_path: Path) -> None:
+    model = tt.TwoTowerModelV2(*towers(clubs(rows=20)))
+    model.compile(schedule="cosine", warmup=0.1)
+    model.save(tmp_path / "model")
+    again = tt.RetrievalModelV2.load(tmp_path / "model").compiled
+    assert (again.schedule, again.warmup) == ("cosine", 0.1)
+    with pytest.raises(ValueError, match="unknown schedule 'cosin'.*Did you mean 'cosine'"):
+        model.compile(schedule="cosin")
+    for warmup in (1.0, -0.1):
+        with pytest.raises(ValueError, match=f"warmup={warmup}: expected a share of the fit's steps"):
+            model.compile(warmup=warmup)

@@ -160,10 +160,10 @@ def test_a_history_without_a_tower_that_reads_it_goes_by_its_items(retriever: tt
     assert found["score"][:5].to_list() == pytest.approx(near.topk(5).values.tolist(), abs=1e-6)
     assert found["item_id"][5:].to_list() == retriever.similar(history[:1], k=5)["item_id"].to_list()
     assert 3_000_000_002 in retriever.recommend_histories([history], seen=True)["item_id"]
-    with pytest.raises(ValueError, match="no item has the id 5"):
-        retriever.recommend_histories([[5]])
-    with pytest.raises(ValueError, match="a history is empty"):
-        retriever.recommend_histories([[]])
+    assert retriever.recommend_histories([[5, *history]], k=5).equals(found.filter(pl.col("query") == 0))
+    for nothing in ([5], []):
+        with pytest.raises(ValueError, match="a history holds no item that is known"):
+            retriever.recommend_histories([history, nothing])
 
 
 def test_a_history_goes_through_a_tower_that_reads_it() -> None:

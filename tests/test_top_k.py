@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 import twotower as tt
 from tests.worlds import clubs, id_column, towers
@@ -76,8 +77,10 @@ def test_errors() -> None:
         tt.TopKEncoder(encoder, torch.randn(10, 8), identifiers=list(range(9)))
     with pytest.raises(ValueError, match="must be unique: 1 of 3 repeat"):
         tt.TopKEncoder(encoder, torch.randn(3, 8), identifiers=[1, 2, 1])
-    with pytest.raises(ValueError, match="unknown topk_layer 'hnsw': choose from 'brute-force-topk'"):
-        tt.TopKEncoder(encoder, topk_layer="hnsw")
+    with pytest.raises(
+        ValueError, match="unknown topk_layer 'hnws': choose from 'brute-force-topk', .* Did you mean 'hnsw'"
+    ):
+        tt.TopKEncoder(encoder, topk_layer="hnws")
     with pytest.raises(ValueError, match="must be integers or strings, got double"):
         tt.TopKEncoder(encoder, torch.randn(2, 8), identifiers=[0.5, 1.5])  # type: ignore[list-item]
 
@@ -90,6 +93,8 @@ def test_from_a_model() -> None:
     items = tt.unique_rows_by_features(train, Tags.ITEM)
     again = model.to_top_k_encoder(items, k=7)
     assert torch.equal(top.predict(users).ids, again.predict(users).ids)
+    flat = model.to_top_k_encoder(strategy="flat", index_options={"exact_below": 0}, k=7)
+    assert torch.equal(top.predict(users).ids, flat.predict(users).ids)
     with pytest.raises(ValueError, match="must be unique"):
         model.to_top_k_encoder(train)
     # ids that no tower reads: raw ones from another column
@@ -121,3 +126,81 @@ def test_evaluate_is_the_models_evaluate() -> None:
     assert named.evaluate(as_text, "film") == pytest.approx(model.evaluate(test))
     with pytest.raises(ValueError, match="the evaluation data lacks a column. unknown column 'item'"):
         top.evaluate(test, "item")
+
+
+@pytest.mark.parametrize("kind", ["exact", "flat", "ivf", "hnsw", "scann", "qdrant"])
+def test_every_kind_of_index(kind: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    encoder, vectors, names = tower(), torch.randn(300, 8), [f"film {n}" for n in range(300)]
+    exact = tt.TopKEncoder(encoder, vectors, names, k=4).predict(USERS)
+    options = {"location": str(tmp_path / "store")} if kind == "qdrant" else {}
+    top = tt.TopKEncoder(encoder, vectors, names, topk_layer=kind, index_options=options, k=4)
+    found = top.predict(USERS)
+    assert np.array_equal(found.ids, exact.ids)
+    torch.testing.assert_close(found.scores, exact.scores)
+    top.save(tmp_path / "top")
+    if isinstance(top.index, tt.QdrantIndex):
+        top.index.close()
+    again = tt.TopKEncoder.load(tmp_path / "top")
+    assert type(again.index) is type(top.index)
+    assert np.array_equal(again.predict(USERS).ids, exact.ids)
+
+
+def test_an_index_with_options_or_already_built(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    encoder, vectors = tower(), torch.randn(300, 8)
+    options = {"nlist": 20, "exact_below": 0, "queries": torch.randn(50, 8), "target_recall": 1.0}
+    top = tt.TopKEncoder(encoder, vectors, topk_layer=tt.IVFIndex, index_options=options)
+    assert isinstance(top.index, tt.IVFIndex)
+    assert top.index.nlist == 20
+    top.save(tmp_path / "top")
+    again = tt.TopKEncoder.load(tmp_path / "top").index_candidates(
+        vectors[:200]
+    )  # once more the same kind, with the options
+    assert isinstance(again.index, tt.IVFIndex)
+    assert (again.index.nlist, len(again.index)) == (20, 200)
+    with pytest.raises(TypeError, match="IVFIndex: unknown option 'nlists'.*Did you mean 'nlist'"):
+        tt.TopKEncoder(encoder, vectors, topk_layer="ivf", index_options={"nlists": 3})
+
+    keys = torch.arange(300) * 10
+    built = tt.TopKEncoder(encoder, topk_layer=tt.ExactIndex(vectors, keys), k=3)
+    expected = tt.TopKEncoder(encoder, vectors, keys, k=3).predict(USERS)
+    assert torch.equal(built.predict(USERS).ids, expected.ids)
+    best = int(expected.ids[0, 0])
+    built.index.delete([best])  # the index's keys are the ids
+    assert best not in built.predict(USERS).ids
+    built.save(tmp_path / "built")
+    assert torch.equal(tt.TopKEncoder.load(tmp_path / "built").predict(USERS).ids, built.predict(USERS).ids)
+    with pytest.raises(ValueError, match="an Index that is built holds its candidates"):
+        tt.TopKEncoder(encoder, vectors, topk_layer=tt.ExactIndex(vectors))
+    with pytest.raises(ValueError, match="the index holds vectors of width 9, the query tower gives 8"):
+        tt.TopKEncoder(encoder, topk_layer=tt.ExactIndex(torch.randn(3, 9)))
+
+
+@pytest.mark.parametrize("ids", [[3_000_000_000 + n for n in range(50)], [f"film {n}" for n in range(50)]])
+@pytest.mark.parametrize("stored", [False, True])
+def test_predictions_are_written_as_they_are_made(ids, stored, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("twotower.top_k.ROW_GROUP", 32)
+    top = tt.TopKEncoder(tower(), torch.randn(50, 8), ids, k=3)
+    frame = USERS.to_polars().with_columns(name=pl.format("user {}", "user_id"))
+    frame.write_parquet(tmp_path / "users.parquet", row_group_size=41)
+    users = tt.Dataset(tmp_path / "users.parquet" if stored else frame, USER)
+    expected = top.batch_predict(users, columns=["name"]).to_polars()
+    written = top.batch_predict(users, 10, columns=["name"], path=tmp_path / "out" / "top.parquet")
+    assert_frame_equal(written.to_polars(), expected)  # but for the rounding of batches of another size
+    assert written.files is not None
+    assert len(written.files.groups) == 3  # in parts: at least 32 rows each
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["top.parquet"]
+
+
+def test_what_breaks_off_leaves_the_old_predictions(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    top = tt.TopKEncoder(tower(), torch.randn(50, 8), k=3)
+    file = tmp_path / "top.parquet"
+    top.batch_predict(USERS, path=file)
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="must be from 1"):
+        top.batch_predict(USERS, k=51, path=file)
+    with pytest.raises(ValueError, match="unknown column 'user'"):
+        top.batch_predict(USERS, columns=["user"], path=file)
+    with pytest.raises(ValueError, match="no rows"):
+        top.batch_predict(tt.Dataset(USERS.table.slice(0, 0), USER), path=file)
+    assert file.read_bytes() == before
+    assert [left.name for left in tmp_path.iterdir()] == ["top.parquet"]

@@ -39,7 +39,9 @@ class Record(Callback):
             raise Stopped
 
 
-def build(width: int = 8, learning_rate: float = 0.01, capacity: int = 64, **options: Any) -> tt.RetrievalModelV2:
+def build(
+    width: int = 8, learning_rate: float = 0.01, capacity: int = 64, schedule: str = "constant", **options: Any
+) -> tt.RetrievalModelV2:
     """Everything that has a state: dropout, rows of tables, estimated frequencies, draws, a queue, mined negatives."""
     torch.manual_seed(0)
     sides = (clubs(rows=1).schema.select_by_tag(tag) for tag in (Tags.USER, Tags.ITEM))
@@ -54,7 +56,9 @@ def build(width: int = 8, learning_rate: float = 0.01, capacity: int = 64, **opt
         negative_samplers=samplers,
         **options,
     )
-    model.compile(learning_rate=learning_rate, table_optimizer="lazy_adam", metrics=["recall_at_10"])
+    warmup = 0.0 if schedule == "constant" else 0.2
+    options = {"learning_rate": learning_rate, "table_optimizer": "lazy_adam", "schedule": schedule, "warmup": warmup}
+    model.compile(metrics=["recall_at_10"], **options)
     return model
 
 

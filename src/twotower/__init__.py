@@ -56,6 +56,14 @@ from twotower.health.record import Health, HealthWarning, ListHealth, TowerHealt
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
 from twotower.indexes.filters import Filter
+from twotower.indexes.flat import FlatIndex
+from twotower.indexes.hnsw import HNSWIndex
+from twotower.indexes.ivf import IVFIndex
+from twotower.indexes.kinds import load_index
+from twotower.indexes.qdrant import QdrantIndex
+from twotower.indexes.recall import LowRecallWarning
+from twotower.indexes.report import index_report
+from twotower.indexes.scann import ScaNNIndex
 from twotower.logits import LearnedTemperature
 from twotower.metrics import (
     AvgPrecisionAt,
@@ -91,6 +99,7 @@ from twotower.schema import (
     create_continuous_column,
 )
 from twotower.schema_io import load_schema, save_schema
+from twotower.serving.explaining import Contribution, Explanation, explain
 from twotower.serving.retriever import Retriever
 from twotower.tags import Tags, TagSet
 from twotower.top_k import TopKEncoder
@@ -100,6 +109,10 @@ if TYPE_CHECKING:
     from twotower.config.config import Config
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run, train_run
+    from twotower.export.hub import load_from_hub, push_to_hub
+    from twotower.export.inputs import flat_inputs
+    from twotower.export.tower import export_tower
+    from twotower.export.vectors import export_embeddings
     from twotower.nightly.publishing import rollback
     from twotower.nightly.refresh import Refreshed, refresh
     from twotower.nightly.rules import RefreshRules
@@ -113,6 +126,11 @@ LATER = {
     "Refreshed": "twotower.nightly.refresh",
     "Run": "twotower.experiment.folder",
     "evaluate_run": "twotower.experiment.run",
+    "export_embeddings": "twotower.export.vectors",
+    "export_tower": "twotower.export.tower",
+    "flat_inputs": "twotower.export.inputs",
+    "load_from_hub": "twotower.export.hub",
+    "push_to_hub": "twotower.export.hub",
     "refresh": "twotower.nightly.refresh",
     "rollback": "twotower.nightly.publishing",
     "train_run": "twotower.experiment.run",
@@ -146,6 +164,7 @@ __all__ = [
     "Continuous",
     "ContinuousEmbedding",
     "ContrastiveOutput",
+    "Contribution",
     "CountFrequency",
     "CoverageAt",
     "CrossBatchSampler",
@@ -164,11 +183,14 @@ __all__ = [
     "Evaluation",
     "Evaluator",
     "ExactIndex",
+    "Explanation",
     "FeatureStore",
     "Features",
     "Filter",
+    "FlatIndex",
     "Frequency",
     "GiniAt",
+    "HNSWIndex",
     "HardNegativeSampler",
     "Hashed",
     "Health",
@@ -179,6 +201,7 @@ __all__ = [
     "HistoryGRU",
     "HistoryTransformer",
     "HitRateAt",
+    "IVFIndex",
     "InBatchSamplerV2",
     "Index",
     "Inferred",
@@ -189,6 +212,7 @@ __all__ = [
     "ListHealth",
     "ListMetric",
     "Loader",
+    "LowRecallWarning",
     "MLPBlock",
     "MRRAt",
     "MappedLoader",
@@ -206,6 +230,7 @@ __all__ = [
     "Preprocessor",
     "PretrainedEmbeddings",
     "PretrainedVectors",
+    "QdrantIndex",
     "Ragged",
     "RankingMetric",
     "RawTables",
@@ -219,6 +244,7 @@ __all__ = [
     "Retriever",
     "Run",
     "SQLiteFeatures",
+    "ScaNNIndex",
     "Schema",
     "SliceBy",
     "SliceEstimates",
@@ -244,19 +270,27 @@ __all__ = [
     "create_categorical_column",
     "create_continuous_column",
     "evaluate_run",
+    "explain",
+    "export_embeddings",
+    "export_tower",
+    "flat_inputs",
     "generate_data",
     "generate_world",
+    "index_report",
     "infer_columns",
     "infer_embedding_dim",
     "k_core",
     "latest_histories",
     "leave_last_out",
     "load_bundle",
+    "load_from_hub",
+    "load_index",
     "load_interactions",
     "load_movielens",
     "load_movietweetings",
     "load_schema",
     "make_optimizer",
+    "push_to_hub",
     "refresh",
     "rollback",
     "sample_batch",

@@ -1,6 +1,6 @@
 """Encoder: one tower, from the columns of a batch to a vector for each row."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -195,10 +195,16 @@ Tower = Encoder | EmbeddingEncoder
 
 def embed(tower: Tower, dataset: Dataset, batch_size: int = 1024) -> Float[Tensor, "rows D"]:
     """The vectors of all rows of a dataset, in evaluation mode, on the CPU."""
+    return torch.cat(list(embedded(tower, Loader(dataset, batch_size, shuffle=False, schema=tower.schema))))
+
+
+def embedded(tower: Tower, batches: Iterable[Batch]) -> Iterator[Float[Tensor, "B D"]]:
+    """The same, batch by batch."""
     device = next(tower.parameters()).device
-    loader = Loader(dataset, batch_size, shuffle=False, schema=tower.schema)
-    with evaluating(tower):
-        return torch.cat([tower(to_device(batch, device)).float().cpu() for batch in loader])
+    for batch in batches:
+        with evaluating(tower):  # for each: whoever asks for the next one has modes of its own
+            vectors = tower(to_device(batch, device)).float().cpu()
+        yield vectors
 
 
 @contextmanager

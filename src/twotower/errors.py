@@ -2,9 +2,10 @@
 
 import difflib
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -17,6 +18,16 @@ def unknown(kind: str, came: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(came, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {came!r}: choose from {', '.join(map(repr, names))}.{hint}"
+
+
+def need(module: str, who: str, extra: str) -> Any:
+    """An optional package's module; ImportError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{who} needs {module.partition('.')[0]}, which cannot be imported ({error}): pip install 'twotower[{extra}]'."
+        ) from error
 
 
 def choose(kind: str, name: str, table: Mapping[str, T]) -> T:

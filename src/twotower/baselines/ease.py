@@ -6,8 +6,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.baselines.base import above_zero, at_least
-from twotower.baselines.matrix import MatrixBaseline, need
+from twotower.baselines.matrix import MatrixBaseline
 from twotower.data.dataset import Dataset
+from twotower.errors import need
 
 BLOCK = 512  # items handled at once
 

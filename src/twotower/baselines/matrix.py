@@ -1,8 +1,6 @@
 """Baselines that learn from the matrix of users and items: who had what."""
 
-import importlib
 from abc import abstractmethod
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.baselines.base import Baseline, checked_ids, place
+from twotower.errors import need
 
 FALLBACK = -(2.0**23)  # float32 holds whole numbers exactly up to twice that
 
@@ -50,13 +49,3 @@ class MatrixBaseline(Baseline):
         scores = self._for_unknown.repeat(len(users), 1)
         scores[torch.from_numpy(rows.is_not_null().to_numpy().copy())] = self.score_rows(rows.drop_nulls().to_numpy())
         return scores
-
-
-def need(module: str, who: str, extra: str) -> Any:
-    """An optional package's module; ImportError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{who} needs {module.partition('.')[0]}, which cannot be imported ({error}): pip install 'twotower[{extra}]'."
-        ) from error

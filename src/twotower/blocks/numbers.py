@@ -110,7 +110,7 @@ class ContinuousEmbedding(nn.Module):
         if self.frequencies is not None:
             angle = 2 * math.pi * self.frequencies * inner
             inner = torch.cat([angle.sin(), angle.cos()], dim=2)
-        vectors = torch.einsum("bci,cid->bcd", inner, self.weight) + self.bias
+        vectors = torch.bmm(inner.transpose(0, 1), self.weight).transpose(0, 1) + self.bias
         return {c.name: vectors[:, place] for place, c in enumerate(self.schema)}
 
 

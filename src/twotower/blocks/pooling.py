@@ -49,7 +49,7 @@ def combine_weighted(vectors: Ragged, weights: Float[Tensor, "total"], combiner:
     """
     row = vectors.row_of_value()
     total = _sum(Ragged(vectors.values * weights[:, None], vectors.offsets))
-    size = choose("weighted sequence_combiner", combiner, SIZES)(weights.new_zeros(len(vectors)), row, weights)
+    size = choose("weighted sequence_combiner", combiner, SIZES)(weights.new_zeros(vectors.num_rows), row, weights)
     return total / torch.where(size > 0, size, 1.0)[:, None]
 
 
@@ -60,6 +60,8 @@ def parallel_weights(vectors: Ragged, given: Tensor | Ragged, name: str, weights
         ValueError: lists of other lengths, no lists, or a negative weight.
     """
     weights = given if isinstance(given, Ragged) or given.ndim != 2 else as_ragged(given[:, :, None])
+    if torch.compiler.is_exporting() and isinstance(weights, Ragged):  # a graph without branches cannot refuse
+        return weights.values.reshape(-1).to(vectors.values.dtype)
     if not isinstance(weights, Ragged) or not torch.equal(weights.offsets, vectors.offsets):
         raise ValueError(
             f"column {weights_name!r} must hold one weight for each element of column {name!r}, but "
@@ -126,22 +128,20 @@ class AttentionPooling(nn.modules.lazy.LazyModuleMixin, nn.Module):
             )
         score = (values * self.weight).sum(-1)
         # less the list's largest, no exp overflows and every sum is at least 1
-        largest = (
-            torch.full_like(score[:1], -torch.inf).repeat(len(vectors)).scatter_reduce(0, row, score.detach(), "amax")
-        )
+        largest = score.new_full((vectors.num_rows,), -torch.inf).scatter_reduce(0, row, score.detach(), "amax")
         share = (score - largest[row]).exp()
-        total = share.new_zeros(len(vectors)).index_add(0, row, share)
+        total = share.new_zeros(vectors.num_rows).index_add(0, row, share)
         return _sum(Ragged(values * (share / total[row]).to(values.dtype)[:, None], vectors.offsets))
 
 
 def _reduce(vectors: Ragged, how: str) -> Combined:
-    pooled = vectors.values.new_zeros(len(vectors), vectors.values.shape[-1])
+    pooled = vectors.values.new_zeros(vectors.num_rows, vectors.values.shape[-1])
     rows = vectors.row_of_value()[:, None].expand_as(vectors.values)
     return pooled.scatter_reduce(0, rows, vectors.values, how, include_self=False)
 
 
 def _sum(vectors: Ragged) -> Combined:
-    pooled = vectors.values.new_zeros(len(vectors), vectors.values.shape[-1])
+    pooled = vectors.values.new_zeros(vectors.num_rows, vectors.values.shape[-1])
     return pooled.index_add(0, vectors.row_of_value(), vectors.values)
 
 

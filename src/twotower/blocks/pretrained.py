@@ -140,7 +140,7 @@ class PretrainedEmbeddings(nn.Module):
         for c, projection in zip(self.schema, self.projections, strict=True):
             given = column(batch, c.name)
             vectors = self._looked_up(given, c.name) if c.name in self.vectors else numbers(given, c.name)
-            out[c.name] = projection(_pooled(self._normalised(vectors), given))
+            out[c.name] = projection(_pooled(self._normalised(vectors), given, c.name in self.vectors))
         return out
 
     def _normalised(self, vectors: Tensor) -> Tensor:
@@ -166,11 +166,11 @@ def buffer_name(name: str) -> str:
     return "vectors_" + name.replace(".", "%2E")
 
 
-def _pooled(vectors: Tensor, given: Tensor | Ragged) -> Tensor:
+def _pooled(vectors: Tensor, given: Tensor | Ragged, looked_up: bool) -> Tensor:
     """One vector a row; `given` are the ids that they were looked up by, or the vectors as they came."""
     if isinstance(given, Ragged):
         return combine(Ragged(vectors, given.offsets), "mean")
-    if len(vectors) == len(given):
+    if given.ndim == 1 or not looked_up:
         return vectors
     return combine(as_ragged(vectors.reshape(*given.shape, vectors.shape[1])), "mean")
 

@@ -101,7 +101,10 @@ class EmbeddingTable(nn.Module):
 
     def pooled(self, ids: Tensor | Ragged, combiner: Combiner) -> Tensor:
         """Lists of ids, (B, L) or Ragged, to (B, D)."""
-        if not (isinstance(combiner, str) and combiner in DIVISORS and self.weight.dtype in BAGGED):
+        bagged = (
+            not torch.compiler.is_exporting() and self.weight.dtype in BAGGED
+        )  # ONNX has no sums of looked up lists
+        if not (isinstance(combiner, str) and combiner in DIVISORS and bagged):
             return combine(as_ragged(self.vectors(ids)), combiner)
         lists = ids if isinstance(ids, Ragged) else as_ragged(ids[:, :, None])
         values = lists.values.reshape(-1)

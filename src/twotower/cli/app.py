@@ -5,7 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
-from twotower.cli import compare, evaluate, init, recommend, refresh, report, train, tune
+from twotower.cli import compare, evaluate, init, recommend, refresh, report, serve, train, tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,7 +15,8 @@ app = typer.Typer(
     help="Two-tower retrieval from Parquet: init writes a config, train makes a run, evaluate says what it is worth.",
 )
 for verb in (
-    init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, tune.tune, refresh.refresh,
+    init.init, train.train, evaluate.evaluate, compare.compare, recommend.recommend, report.report, serve.serve,
+    refresh.refresh, tune.tune,
 ):  # fmt: skip
     app.command()(verb)
 

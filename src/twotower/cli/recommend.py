@@ -66,7 +66,7 @@ def recommend(
         print(as_json(found))
         return
     if user is not None:
-        _describe(desk.look_up([user]).queries.row(0, named=True), desk.config.data.user)
+        _describe(desk.look_up([user]).rows.row(0, named=True), desk.config.data.user)
         found = found.drop(found.columns[0])
     show_items(found, f"For {desk.config.data.user} {user}" if user is not None else "For the query")
 

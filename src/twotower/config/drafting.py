@@ -98,8 +98,11 @@ def draft(given: Given, folder: Path) -> Draft:
     for row in found.report.iter_rows(named=True):
         lines += _column(row, found, user if time else None)
         if row["column"] == time and events[row["column"]].dtype.is_numeric():
-            moment = {"kind": "numeric", "tags": ["context"], "source": time}
-            lines.append(f"  asked_at: {_inline(moment)}  # the moment as a number: what is popular changes")
+            moment = {"kind": "bucketized", "tags": ["context"], "buckets": 20, "source": time}
+            why = (
+                "the moment, in equal parts of the rows: what is popular changes; what comes later is in the last part"
+            )
+            lines.append(f"  asked_at: {_inline(moment)}  # {why}")
     lines += _rest(time)
     text = "\n".join(lines) + "\n"
     notes = [f"users: {user}; items: {item}; time: {time or 'none found'}"]

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from twotower.errors import choose
 from twotower.losses import LOSSES
 from twotower.measures import resolve_all
-from twotower.optimizers import OPTIMIZERS, TABLE_OPTIMIZERS
+from twotower.optimizers import OPTIMIZERS, SCHEDULES, TABLE_OPTIMIZERS
 from twotower.samplers import SAMPLERS
 
 T = TypeVar("T")
@@ -228,6 +228,14 @@ class Training(Section):
     table_optimizer: Annotated[str, AfterValidator(_among("table_optimizer", TABLE_OPTIMIZERS))] | None = Field(
         None,
         description=f"Of the embedding tables: one of {', '.join(TABLE_OPTIMIZERS)}; by default what goes with the optimizer.",
+    )
+    schedule: Annotated[str, AfterValidator(_among("schedule", SCHEDULES))] = Field(
+        "constant",
+        description=f"Of the learning rates, over the steps of all epochs: one of {', '.join(SCHEDULES)}; linear and cosine "
+        "fall to 0 at the last of them, even if stop_early ends before, and refit follows the same course.",
+    )
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="The share of those steps, at first, in which the learning rates rise to what was chosen."
     )
     gradient_clip: Annotated[float, Field(gt=0)] | None = Field(
         None, description="The largest norm of a step's gradient."

@@ -144,6 +144,11 @@ class Preprocessor:
         """
         return self._dataset(pl.concat(list(self._encoded(table))))
 
+    def encode_frame(self, frame: pl.DataFrame) -> Dataset:
+        """The encoded columns alone of a Polars frame: `transform` in a fraction of the time where there are few rows."""
+        self._check_fitted()
+        return self._dataset(pl.DataFrame(self._columns(frame, self._readable(frame.columns))))
+
     def fit_transform(self, table: Source | object) -> Dataset:
         """`fit` and `transform` on one table."""
         return self.fit(table).transform(table)
@@ -281,20 +286,27 @@ class Preprocessor:
         """The parts of a table, encoded."""
         self._check_fitted()
         raw = RawTable(self.rows(table) if isinstance(table, Mapping) else table)
-        names = [name for name, column in self.columns.items() if set(column.reads(name)) <= set(raw.columns)]
+        names = self._readable(raw.columns)
+        for frame in raw.parts():
+            yield frame.with_columns(self._columns(frame, names))
+
+    def _columns(self, frame: pl.DataFrame, names: Sequence[str]) -> list[pl.Series]:
+        return [series for name in names for series in self._learnt[name].encode(frame)]
+
+    def _readable(self, columns: Sequence[str]) -> list[str]:
+        """The declared columns that can be made from some raw ones."""
+        names = [name for name, column in self.columns.items() if set(column.reads(name)) <= set(columns)]
         if not names:
             wanted = list(dict.fromkeys(s for n, c in self.columns.items() for s in c.reads(n)))
-            raise ValueError(f"the table has none of the columns {wanted}; it has {raw.columns}.")
+            raise ValueError(f"the table has none of the columns {wanted}; it has {list(columns)}.")
         made = {c.name: name for name in names for c in self._learnt[name].schema()}
         for encoded, name in made.items():
-            if encoded in raw.columns and encoded not in self.columns[name].reads(name):
+            if encoded in columns and encoded not in self.columns[name].reads(name):
                 raise ValueError(
                     f"the encoded column {encoded!r} would replace a raw column of that name, from which it is not made. "
                     f"Declare {name!r} under another name, or leave the raw column out."
                 )
-        for frame in raw.parts():
-            columns = [series for name in names for series in self._learnt[name].encode(frame)]
-            yield frame.with_columns(columns)
+        return names
 
     def _dataset(self, frame: pl.DataFrame) -> Dataset:
         return Dataset(frame, Schema([c for c in self.schema if c.name in frame.columns]))

@@ -26,7 +26,7 @@ class Ragged:
     __slots__ = ("offsets", "values")
 
     def __init__(self, values: Tensor, offsets: Tensor) -> None:
-        if offsets.ndim != 1 or offsets.dtype != torch.int64 or len(offsets) == 0:
+        if offsets.ndim != 1 or offsets.dtype != torch.int64 or offsets.shape[0] == 0:
             raise ValueError(
                 f"Ragged offsets must be int64 of shape (B + 1,), got {offsets.dtype} of shape {tuple(offsets.shape)}. "
                 "Ragged.from_lists makes them from lists."
@@ -65,6 +65,11 @@ class Ragged:
         return len(self.offsets) - 1
 
     @property
+    def num_rows(self) -> int:
+        """B; what len() gives, but a symbol while PyTorch traces with symbolic sizes."""
+        return self.offsets.shape[0] - 1
+
+    @property
     def device(self) -> torch.device:
         return self.values.device
 
@@ -74,8 +79,12 @@ class Ragged:
 
     def row_of_value(self) -> Tensor:
         """(total,) the row that each value belongs to."""
-        rows = torch.arange(len(self), device=self.device)
-        return torch.repeat_interleave(rows, self.lengths(), output_size=len(self.values))
+        if torch.compiler.is_exporting():  # ONNX cannot repeat each row by a number of its own
+            begins = self.offsets.new_zeros(self.values.shape[0] + 1)
+            begins = begins.index_add(0, self.offsets[1:-1], torch.ones_like(self.offsets[1:-1]))
+            return begins.cumsum(0)[:-1]
+        rows = torch.arange(self.num_rows, device=self.device)
+        return torch.repeat_interleave(rows, self.lengths(), output_size=self.values.shape[0])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Ragged":
         """Both tensors on the device."""
@@ -96,7 +105,7 @@ class Ragged:
     def latest(self, length: int) -> "Ragged":
         """The rows cut to their last `length` elements; shorter rows stay whole."""
         kept = self.lengths().clamp(max=length)
-        place_from_end = self.offsets[1:][self.row_of_value()] - torch.arange(len(self.values), device=self.device)
+        place_from_end = self.offsets[1:][self.row_of_value()] - torch.arange(self.values.shape[0], device=self.device)
         return Ragged(self.values[place_from_end <= length], _offsets(kept))
 
     def to_lists(self) -> list[list[float]]:

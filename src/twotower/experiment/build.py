@@ -89,6 +89,8 @@ def compile_model(config: Config, model: RetrievalModelV2, learning_rate: float)
         loss=config.model.loss,
         learning_rate=learning_rate,
         table_optimizer=config.training.table_optimizer,
+        schedule=config.training.schedule,
+        warmup=config.training.warmup,
         every_position=config.history.column if config.history is not None and config.history.every_position else None,
     )
 

@@ -6,13 +6,13 @@ import polars as pl
 
 from twotower import baselines as rivals
 from twotower.baselines import Baseline
-from twotower.baselines.matrix import need
 from twotower.config.config import Config
 from twotower.data.dataset import Dataset
 from twotower.data.inference import id_as
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.times import seconds
 from twotower.encoder import embed
+from twotower.errors import need
 from twotower.evaluation import Evaluation, Evaluator, Queries, ScoreQueries, score_vectors
 from twotower.experiment.rows import queries
 from twotower.experiment.tables import Tables

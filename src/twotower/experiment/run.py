@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import lightning.pytorch as L
 import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -170,6 +171,25 @@ def _evaluate(run: Run, on: str, part: str, data: PathLike | None, baselines: bo
     return found
 
 
+class StopAfter(Callback):
+    """Ends a fit after so many epochs of a schedule that is laid out for more.
+
+    Args:
+        epochs: to train.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """One that is resumed may be at its end already."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch >= self.epochs
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The epochs are counted from 0."""
+        trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= self.epochs
+
+
 def encode(config: Config, tables: Tables) -> tuple[Preprocessor, pl.DataFrame]:
     """The fitted Preprocessor, and the raw rows to train on."""
     rows = training_rows(config, tables)
@@ -188,7 +208,8 @@ def fit_model(
 ) -> tuple[RetrievalModelV2, History]:
     """Two trained towers and what was logged: the best by the validation part if the config stops early.
 
-    With `epochs` so many are trained, and nothing is looked at on the way.
+    With `epochs` so many are trained, at the rates that the first so many of training.epochs have, and nothing is looked at on the
+    way.
     """
     training = config.training
     if epochs is None and training.batch_size > len(rows):
@@ -198,7 +219,8 @@ def fit_model(
             stacklevel=1,
         )
     model = build_model(config, preprocessor)
-    watch: list[Callback] = []
+    scheduled = training.schedule != "constant" or training.warmup > 0
+    watch: list[Callback] = [StopAfter(epochs)] if epochs is not None and scheduled else []
     if training.stop_early is not None and epochs is None:
         stop = training.stop_early
         watch.append(
@@ -213,7 +235,7 @@ def fit_model(
     known = tables.items.join(tables.train.select(config.data.item), on=config.data.item, how="semi")
     history = model.fit(
         preprocessor.transform(rows),
-        epochs=training.epochs if epochs is None else epochs,
+        epochs=training.epochs if epochs is None or scheduled else epochs,
         batch_size=training.batch_size,
         catalog=preprocessor.transform(known),
         seed=training.seed,
@@ -292,6 +314,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
         f"{len(tables.items):,} items"
     )
     preprocessor, rows = encode(run.config, tables)
+    users = _users(run, tables, preprocessor)
     say("training")
     folder = run.folder / "checkpoints" / "train"
     model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
@@ -302,7 +325,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
     retriever = Retriever(model, preprocessor, tables.items)
     evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
     if not run.config.training.refit:
-        _save_bundle(run, tables, model, preprocessor, evaluation)
+        _save_bundle(run, tables, model, preprocessor, users, evaluation)
     evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
 
 
@@ -312,19 +335,28 @@ def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) ->
     say(f"training anew on the training and validation rows together, epochs: {epochs}")
     together = tables.joined()
     preprocessor, rows = encode(run.config, together)
+    users = _users(run, tables, preprocessor)
     folder = run.folder / "checkpoints" / "refit"
     model, _ = fit_model(
         run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
     )
-    _save_bundle(run, tables, model, preprocessor, run.evaluations("validation")[0])
+    _save_bundle(run, tables, model, preprocessor, users, run.evaluations("validation")[0])
+
+
+def _users(run: Run, tables: Tables, preprocessor: Preprocessor) -> ParquetFeatures:
+    """What is known of the users, made before the training: what no store can hold is said then."""
+    return ParquetFeatures(user_features(run.config, tables, preprocessor), key=run.config.data.user)
 
 
 def _save_bundle(
-    run: Run, tables: Tables, model: RetrievalModelV2, preprocessor: Preprocessor, evaluation: Evaluation
+    run: Run,
+    tables: Tables,
+    model: RetrievalModelV2,
+    preprocessor: Preprocessor,
+    users: ParquetFeatures,
+    evaluation: Evaluation,
 ) -> None:
-    """What serves the model: with all that is known of the users, and what it was worth on the validation part."""
-    known = user_features(run.config, tables, model, preprocessor)
-    users = ParquetFeatures(known, key=run.config.data.user)
+    """What serves the model, with what it was worth on the validation part."""
     retriever = Retriever(model, preprocessor, tables.items, users=users, metrics=evaluation.means())
     retriever.save(run.folder / "bundle")
 

@@ -191,15 +191,21 @@ def _drawn(trial: "optuna.trial.FrozenTrial") -> dict[str, Any]:
 
 
 def _best(study: "optuna.Study") -> "optuna.trial.FrozenTrial":
-    if not any(trial.value is not None for trial in study.trials):
+    if all(_figure(trial) is None for trial in study.trials):
         raise ValueError("no trial came to its end: give more --trials.")
     return study.best_trial
+
+
+def _figure(trial: "optuna.trial.FrozenTrial") -> float | None:
+    """What a whole trial came to; for one that was broken off Optuna keeps the figure of its last epoch."""
+    return trial.value if trial.state.name == "COMPLETE" else None
 
 
 def _write(run: Run, study: "optuna.Study") -> pl.DataFrame:
     """The trials as a table, and the best config so far."""
     rows = [
-        {"trial": t.number, "state": t.state.name.lower(), "value": t.value} | {k: str(v) for k, v in _drawn(t).items()}
+        {"trial": t.number, "state": t.state.name.lower(), "value": _figure(t)}
+        | {k: str(v) for k, v in _drawn(t).items()}
         for t in study.trials
         if t.state.is_finished()
     ]

@@ -54,6 +54,10 @@ class FeatureStore(ABC):
         """The rows of those of the distinct ids that are known, in any order, with the store's schema."""
 
     @abstractmethod
+    def some_ids(self, count: int) -> list[RawId]:
+        """Up to `count` of the ids that are known, to look into the store by: always the same while nothing is written."""
+
+    @abstractmethod
     def put(self, table: Source) -> None:
         """Add rows, or replace those of the same ids; all of the table or nothing.
 
@@ -76,14 +80,16 @@ class FeatureStore(ABC):
             ValueError: an id of another type than the key's, such as "42" where ids are integers.
         """
         checked = self.check_ids(ids)
-        asked = pl.DataFrame({self.key: checked}, schema={self.key: self.schema[self.key]})
-        found = self.rows_of(list(dict.fromkeys(checked))).with_columns(pl.lit(True).alias("\0known"))
-        rows = asked.join(found, on=self.key, how="left", maintain_order="left")
-        known = rows["\0known"].fill_null(False).to_list()
-        seen: list[list[RawId]] = (
-            [items or [] for items in rows[SEEN].to_list()] if SEEN in self.schema else [[] for _ in checked]
-        )
-        return Features(rows.drop("\0known", *([SEEN] if SEEN in self.schema else [])), seen, known)
+        found = self.rows_of(list(dict.fromkeys(checked)))
+        place = {raw: number for number, raw in enumerate(found[self.key].to_list())}
+        # taken row by row: a join would wake all of Polars' threads for a single user
+        at = pl.Series([place.get(raw) for raw in checked], dtype=pl.UInt32)
+        columns = [column.gather(at) for column in found if column.name not in (self.key, SEEN)]
+        rows = pl.DataFrame([pl.Series(self.key, checked, dtype=self.schema[self.key]), *columns])
+        known = [raw in place for raw in checked]
+        if SEEN not in self.schema:
+            return Features(rows, [[] for _ in checked], known)
+        return Features(rows, [items or [] for items in found[SEEN].gather(at).to_list()], known)
 
     def check_ids(self, ids: Sequence[RawId]) -> list[RawId]:
         """The ids, if all are of the key's type."""

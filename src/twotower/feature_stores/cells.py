@@ -31,14 +31,14 @@ def check_storable(schema: pl.Schema) -> None:
                 f"column {name!r} holds {kind}; a feature store keeps numbers, text, booleans, times, and lists of them. "
                 "Cast it, or leave it out."
             )
-        if plain == pl.UInt64:
-            raise ValueError(f"column {name!r} holds UInt64, which may pass what a store can hold; cast it to Int64.")
 
 
 def to_cells(frame: pl.DataFrame) -> list[tuple[Cell, ...]]:
     """A tuple of cells for each row: times as whole numbers, lists as JSON text."""
     columns = []
     for series in frame:
+        if series.dtype == pl.UInt64:  # SQLite's integers have a sign: the same bits
+            series = series.reinterpret(signed=True)
         # times, in lists too, as numbers since 1970 in their own unit: nothing is lost
         plain = series.to_physical().to_list()
         columns.append([None if v is None else json.dumps(v) for v in plain] if series.dtype == pl.List else plain)
@@ -54,6 +54,7 @@ def from_cells(rows: Sequence[Sequence[Any]], schema: pl.Schema) -> pl.DataFrame
             cells = [None if cell is None else json.loads(cell) for cell in cells]
         elif kind == pl.Boolean:
             cells = [None if cell is None else bool(cell) for cell in cells]
-        physical = pl.Series(name, [], dtype=kind).to_physical().dtype
-        columns.append(pl.Series(name, cells, dtype=physical).cast(kind))
+        physical = pl.Int64 if kind == pl.UInt64 else pl.Series(name, [], dtype=kind).to_physical().dtype
+        series = pl.Series(name, cells, dtype=physical)
+        columns.append(series.reinterpret(signed=False) if kind == pl.UInt64 else series.cast(kind))
     return pl.DataFrame(columns)

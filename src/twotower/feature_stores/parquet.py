@@ -43,6 +43,9 @@ class ParquetFeatures(FeatureStore):
     def rows_of(self, ids: Sequence[RawId]) -> pl.DataFrame:
         return self._frame[[self._row[raw] for raw in ids if raw in self._row]]
 
+    def some_ids(self, count: int) -> list[RawId]:
+        return self._frame[self.key].head(count).to_list()
+
     def put(self, table: Source) -> None:
         """Add or replace rows in memory; the file stays as it is."""
         new = self.check_table(table)

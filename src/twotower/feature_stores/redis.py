@@ -1,6 +1,6 @@
 """Features in Redis, shared by many servers."""
 
-import importlib
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from twotower.data.dataset import Dataset, Source
+from twotower.errors import need
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.feature_stores.sqlite import SQLiteFeatures
@@ -66,12 +67,17 @@ class RedisFeatures(FeatureStore):
         found = self._client.mget([f"{self.prefix}:{raw}" for raw in ids]) if ids else []
         return from_cells([json.loads(text) for text in found if text is not None], self.schema)
 
+    def some_ids(self, count: int) -> list[RawId]:
+        names = sorted(itertools.islice(self._client.scan_iter(f"{self.prefix}:*", count=count), count))
+        found = self._client.mget(names) if names else []
+        rows = from_cells([json.loads(text) for text in found if text is not None], self.schema)
+        return rows[self.key].to_list()
+
     def put(self, table: Source) -> None:
         frame = self.check_table(table)
-        number = frame.get_column_index(self.key)
         for part in frame.iter_slices(AT_ONCE):
-            cells = to_cells(part)
-            self._client.mset({f"{self.prefix}:{row[number]}": json.dumps(row) for row in cells})
+            named = zip(part[self.key].to_list(), to_cells(part), strict=True)
+            self._client.mset({f"{self.prefix}:{raw}": json.dumps(cells) for raw, cells in named})
 
     def remove(self, ids: Sequence[RawId]) -> None:
         names = [f"{self.prefix}:{raw}" for raw in self.check_ids(ids)]
@@ -92,10 +98,5 @@ class RedisFeatures(FeatureStore):
 def _connected(client: Any) -> Any:
     if not isinstance(client, str):
         return client
-    try:
-        redis = importlib.import_module("redis")
-    except ImportError as error:
-        raise ImportError(
-            f"RedisFeatures needs redis, which cannot be imported ({error}): pip install 'twotower[redis]'."
-        ) from error
+    redis = need("redis", "RedisFeatures", "redis")
     return redis.Redis.from_url(client)

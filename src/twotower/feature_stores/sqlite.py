@@ -9,7 +9,7 @@ import polars as pl
 
 from twotower.data.dataset import Dataset, Source
 from twotower.feature_stores.base import FeatureStore, RawId, check_key
-from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
+from twotower.feature_stores.cells import Cell, check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.files import PathLike, written_aside
 
 AT_ONCE = 10_000  # rows turned into cells, and ids asked for, at a time
@@ -86,11 +86,16 @@ class SQLiteFeatures(FeatureStore):
         names = ", ".join(map(_quoted, self.schema))
         found: list[tuple[object, ...]] = []
         for start in range(0, len(ids), AT_ONCE):
-            part = ids[start : start + AT_ONCE]
+            part = [cell for (cell,) in self._key_cells(ids[start : start + AT_ONCE])]
             places = ", ".join("?" * len(part))
             asked = f"SELECT {names} FROM features WHERE {_quoted(self.key)} IN ({places})"
-            found += self._connection().execute(asked, list(part)).fetchall()
+            found += self._connection().execute(asked, part).fetchall()
         return from_cells(found, self.schema)
+
+    def some_ids(self, count: int) -> list[RawId]:
+        key = _quoted(self.key)
+        found = self._connection().execute(f"SELECT {key} FROM features ORDER BY {key} LIMIT ?", (count,)).fetchall()
+        return [raw for (raw,) in found]
 
     def put(self, table: Source) -> None:
         self._check_writable()
@@ -100,13 +105,16 @@ class SQLiteFeatures(FeatureStore):
 
     def remove(self, ids: Sequence[RawId]) -> None:
         self._check_writable()
-        checked = [(raw,) for raw in self.check_ids(ids)]
+        checked = self._key_cells(self.check_ids(ids))
         with self._connection() as database:
             database.executemany(f"DELETE FROM features WHERE {_quoted(self.key)} = ?", checked)
 
     def write_sqlite(self, path: PathLike) -> None:
         with written_aside(path) as file:
             self._connection().execute("VACUUM INTO ?", [str(file)])
+
+    def _key_cells(self, ids: Sequence[RawId]) -> list[tuple[Cell, ...]]:
+        return to_cells(pl.DataFrame({self.key: list(ids)}, schema={self.key: self.schema[self.key]}))
 
     def _check_writable(self) -> None:
         if self.read_only:

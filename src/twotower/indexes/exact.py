@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
 from twotower.indexes.local import Allowed, LocalIndex
-from twotower.indexes.scan import TILE
 
 
 class ExactIndex(LocalIndex):
@@ -22,7 +22,7 @@ class ExactIndex(LocalIndex):
         vectors: (N, D) candidate vectors.
         keys: (N,) their int64 keys, by default 0 to N-1.
         attributes: (N rows) what filters may ask for.
-        tile: candidates scored at once, so that memory stays bounded for any N.
+        tile: candidates scored at once; None to choose by the number of queries. Memory stays bounded for any N.
 
     Example:
         >>> index = ExactIndex(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]), keys=[7, 8, 9])
@@ -36,15 +36,16 @@ class ExactIndex(LocalIndex):
     options: ClassVar[tuple[str, ...]] = ("tile",)
     exact_below = 2**63 - 1
 
+    @explain_options
     def __init__(
         self,
         vectors: Float[Tensor, "N D"],
         keys: Keys | None = None,
         attributes: pl.DataFrame | None = None,
         *,
-        tile: int = TILE,
+        tile: int | None = None,
     ) -> None:
-        if tile < 1:
+        if tile is not None and tile < 1:
             raise ValueError(f"tile must be at least 1, got {tile}.")
         self.tile = tile
         super().__init__(vectors, keys, attributes)
@@ -52,7 +53,7 @@ class ExactIndex(LocalIndex):
     def _build(self) -> None:
         pass
 
-    def _find(self, queries: Tensor, k: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
+    def _find(self, queries: Tensor, k: int, seen: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
         raise AssertionError("an ExactIndex compares all that is allowed")
 
     def _added(self, slots: np.ndarray) -> None:
@@ -71,8 +72,4 @@ class ExactIndex(LocalIndex):
         pass
 
     def _device(self, asked: torch.device) -> torch.device:
-        self.rows.to(asked)
         return asked
-
-    def _tile(self) -> int:
-        return self.tile

@@ -1,5 +1,6 @@
 """LocalIndex: what all indexes in this process share. A kind finds candidates; scores, filters and ties are exact here."""
 
+import math
 import threading
 import time
 from abc import abstractmethod
@@ -17,14 +18,25 @@ from torch import Tensor
 from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
 from twotower.indexes.filters import DataType, Filter
 from twotower.indexes.rows import Rows
-from twotower.indexes.scan import TILE, ordered, scan
+from twotower.indexes.scan import ordered, scan
 
 # filters whose answers are kept
 KEPT_FILTERS = 16
 # a structure is built anew when one slot in so many is empty
 EMPTY_SHARE = 8
-# among more than one candidate in so many, all are scored and those that are not allowed left out
-SPARSE = 16
+# the vectors of up to so many allowed candidates, or one in so many, are put together and kept with the filter; among more, all
+# are scored and the others left out
+GATHERED, SPARSE = 20_000, 16
+
+
+def number_of_lists(candidates: int) -> int:
+    """The power of two nearest to 2 sqrt(N), at most N: reading lists then costs about as much as finding them."""
+    return max(1, min(candidates, 2 ** round(math.log2(2 * math.sqrt(max(1, candidates))))))
+
+
+def wider(k: int) -> int:
+    """How many candidates to compare in float32 for the best k by 16-bit codes, whose rounding may have changed their order."""
+    return k + k // 8 + 8
 
 
 class Allowed:
@@ -63,6 +75,8 @@ class LocalIndex(Index):
 
     options: ClassVar[tuple[str, ...]] = ()
     exact_below: int
+    tile: int | None = None
+    _living: Allowed | None
 
     def __init__(
         self, vectors: Float[Tensor, "N D"], keys: Keys | None = None, attributes: pl.DataFrame | None = None
@@ -73,7 +87,7 @@ class LocalIndex(Index):
         if not len(held):
             raise ValueError("an index needs at least one candidate, got none.")
         self.dim = held.shape[1]
-        self.rows = Rows(held, numbers, check_attributes(attributes, len(held)))
+        self.rows = Rows(held.to(self._device(held.device)), numbers, check_attributes(attributes, len(held)))
         self._forget()
         self._build()
         self.build_seconds = time.perf_counter() - start
@@ -110,8 +124,13 @@ class LocalIndex(Index):
         """Make the structure of all rows, none of which is empty."""
 
     @abstractmethod
-    def _find(self, queries: Float[Tensor, "B D"], k: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
-        """(B, W) slots, W at least k if possible, among which the k best are likely; -1 for none, in any order."""
+    def _find(
+        self, queries: Float[Tensor, "B D"], k: int, seen: int, allowed: Allowed | None
+    ) -> Int[np.ndarray, "B W"]:
+        """(B, W) slots, W at least k + seen if possible, among which the best so many are likely; -1 for none, in any order.
+
+        Of the best, up to `seen` will be left out, so that the last k count.
+        """
 
     @abstractmethod
     def _added(self, slots: Int[np.ndarray, "M"]) -> None:
@@ -133,7 +152,7 @@ class LocalIndex(Index):
 
     @abstractmethod
     def _device(self, asked: torch.device) -> torch.device:
-        """Where to search for queries from that device."""
+        """Where vectors must be to search for queries from that device."""
 
     # ---- searching
 
@@ -143,7 +162,8 @@ class LocalIndex(Index):
         asked = queries.device
         if not len(queries):
             return queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=asked)
-        queries = queries.to(self._device(asked))
+        self.rows.to(self._device(asked))
+        queries = queries.to(self.rows.vectors.device)
         allowed = self._allowed(only, where)
         row, slot = self._banned(exclude, allowed)
         count = len(self) if allowed is None else len(allowed)
@@ -168,13 +188,13 @@ class LocalIndex(Index):
     ) -> tuple[Tensor, Tensor]:
         """A query that excludes e candidates asks for k + e, so that k are left; rows that exclude about as many go together."""
         if not len(row):
-            return self._score(queries, self._find(queries, k, allowed), k)
+            return self._score(queries, self._find(queries, k, 0, allowed), k)
         scores = torch.full((len(queries), k), -torch.inf)
         slots = torch.full((len(queries), k), -1)
         order = np.ceil(np.log2(np.maximum(excluded, 16) / 16)).astype(int) * (excluded > 0) - (excluded == 0)
         for group in np.unique(order):
             rows = np.flatnonzero(order == group)
-            found = self._find(queries[rows], k + int(excluded[rows].max()), allowed)
+            found = self._find(queries[rows], k, int(excluded[rows].max()), allowed)
             mine = np.isin(row, rows)
             codes = np.searchsorted(rows, row[mine]) * self.rows.used + slot[mine]
             found[np.isin(np.arange(len(rows))[:, None] * self.rows.used + found, codes)] = -1
@@ -197,12 +217,12 @@ class LocalIndex(Index):
         rows, device = self.rows, queries.device
         keys = torch.from_numpy(rows.keys).to(device)
         norm = rows.largest_norm
-        if allowed is None or len(allowed) * SPARSE > len(self):
+        if allowed is None or len(allowed) > max(GATHERED, len(self) // SPARSE):
             banned = torch.from_numpy(np.stack([row, slot], 1)).to(device) if len(row) else None
             alive = rows.alive if rows.count < rows.used else None
             among = alive if allowed is None else allowed.mask()
             mask = None if among is None else torch.from_numpy(among).to(device)
-            return scan(queries, k, rows.vectors, keys, norm, banned=banned, mask=mask, tile=self._tile())
+            return scan(queries, k, rows.vectors, keys, norm, banned=banned, mask=mask, tile=self.tile)
         if not len(allowed):
             return torch.full((len(queries), k), -torch.inf, device=device), torch.full(
                 (len(queries), k), -1, device=device
@@ -214,11 +234,8 @@ class LocalIndex(Index):
         taken = allowed.notes.get("vectors")
         if not isinstance(taken, Tensor) or taken.device != device:
             taken = allowed.notes["vectors"] = rows.vectors[slots]
-        scores, places = scan(queries, k, taken, keys[slots], norm, banned=banned, tile=self._tile())
+        scores, places = scan(queries, k, taken, keys[slots], norm, banned=banned, tile=self.tile)
         return scores, torch.where(places < 0, -1, slots[places.clamp(min=0)])
-
-    def _tile(self) -> int:
-        return TILE
 
     def _allowed(self, only: Tensor | None, where: Filter | None) -> Allowed | None:
         if only is None and where is None:
@@ -265,7 +282,14 @@ class LocalIndex(Index):
 
     # ---- changing
 
+    def _alive(self) -> Allowed:
+        """The slots that hold a candidate, for a structure that still knows the others."""
+        if self._living is None:
+            self._living = Allowed(np.flatnonzero(self.rows.alive), self.rows.used)
+        return self._living
+
     def _forget(self) -> None:
+        self._living = None
         self._filters: OrderedDict[Filter, Allowed] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -287,9 +311,13 @@ class LocalIndex(Index):
     def _tidied(self) -> bool:
         if (self.rows.used - self.rows.count) * EMPTY_SHARE <= self.rows.used or not self.rows.count:
             return False
+        self._renew()
+        return True
+
+    def _renew(self) -> None:
+        """Number the candidates anew and build the structure of them."""
         self.rows = self.rows.compacted()
         self._build()
-        return True
 
     def _check_known(self, keys: np.ndarray, slots: np.ndarray) -> None:
         unknown = keys[slots < 0]

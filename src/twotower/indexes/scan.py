@@ -7,10 +7,11 @@ from torch import Tensor
 
 from twotower.evaluation.ranking import top_k
 
-# scores held at once, 16 MB: more would not stay in the processor's cache
+# scores held at once, 16 MB
 SCORES = 2**22
-# vectors scored at once
-TILE = 65_536
+# vectors scored at once for many queries, and those of them that are passed over at once
+TILE = 16_384
+BLOCK = 128
 # candidates kept beyond k, whose order a matrix product's rounding may have changed
 MARGIN = 16
 
@@ -24,7 +25,7 @@ def scan(
     *,
     banned: Int[Tensor, "pairs 2"] | None = None,
     mask: Bool[Tensor, "N"] | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]:
     """The k best of some vectors, best first, of equal ones those with the smaller keys: scores and places.
 
@@ -38,8 +39,10 @@ def scan(
         largest_norm: at least that of every vector.
         banned: (pairs, 2) query row and place that must not come for it.
         mask: the vectors that may come; None for all.
-        tile: vectors scored at once.
+        tile: vectors scored at once; None for so many that their scores stay in the processor's cache.
     """
+    if tile is None:
+        tile = max(TILE, min(16 * TILE, SCORES // max(1, len(queries))))
     parts = []
     for start in range(0, len(queries), max(1, SCORES // tile)):
         block = queries[start : start + max(1, SCORES // tile)]
@@ -88,7 +91,7 @@ def _widest(
     queries: Tensor, width: int, vectors: Tensor, banned: Tensor | None, mask: Tensor | None, tile: int
 ) -> tuple[Tensor, Tensor]:
     """The `width` largest of the matrix product's scores, in any order of equal ones."""
-    best: tuple[Tensor, Tensor] | None = None
+    best = _Best(width)
     for start in range(0, len(vectors), tile):
         scores = queries @ vectors[start : start + tile].T
         if mask is not None:
@@ -96,14 +99,64 @@ def _widest(
         if banned is not None:
             here = banned[(banned[:, 1] >= start) & (banned[:, 1] < start + tile)]
             scores[here[:, 0], here[:, 1] - start] = -torch.inf
-        values, places = top_k(scores, min(width, scores.shape[1]))
-        if best is not None:
-            values, places = torch.cat([best[0], values], 1), torch.cat([best[1], places + start], 1)
-            values, order = values.topk(min(width, values.shape[1]), dim=1)
-            places = places.gather(1, order)
-        best = (values, places)
-    assert best is not None  # there is at least one vector
-    return best
+        best.take(scores, start)
+    return best.result()
+
+
+class _Best:
+    """The largest scores so far of each row. Once there are enough, most of a tile is passed over: whole blocks of it lie below
+    the smallest that counts."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.values = self.places = self.least = torch.empty(0)
+        self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # row, score, place
+
+    def take(self, scores: Float[Tensor, "B T"], start: int) -> None:
+        rows, columns = scores.shape
+        if not self.values.numel() or self.values.shape[1] < self.width:
+            values, places = top_k(scores, min(self.width, columns))
+            if self.values.numel():
+                values, places = torch.cat([self.values, values], 1), torch.cat([self.places, places + start], 1)
+            else:
+                places = places + start
+            self._keep(values, places)
+            return
+        whole = columns - columns % BLOCK
+        blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
+        row, block = torch.nonzero(blocks.amax(2) > self.least[:, None], as_tuple=True)
+        hit, at = torch.nonzero(blocks[row, block] > self.least[row, None], as_tuple=True)
+        self._wait(scores, row[hit], block[hit] * BLOCK + at, start)
+        row, at = torch.nonzero(scores[:, whole:] > self.least[:, None], as_tuple=True)
+        self._wait(scores, row, at + whole, start)
+        if sum(len(row) for row, _, _ in self.waiting) > rows * self.width // 2:
+            self._merge()
+
+    def _wait(self, scores: Tensor, row: Tensor, column: Tensor, start: int) -> None:
+        if len(row):
+            self.waiting.append((row, scores[row, column], column + start))
+
+    def _merge(self) -> None:
+        row, score, place = (torch.cat(part) for part in zip(*self.waiting, strict=True))
+        self.waiting = []
+        order = row.argsort()
+        row, score, place = row[order], score[order], place[order]
+        counts = torch.bincount(row, minlength=len(self.values))
+        at = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        values = score.new_full((len(self.values), int(counts.max())), -torch.inf)
+        places = torch.zeros_like(values, dtype=torch.int64)
+        values[row, at], places[row, at] = score, place
+        self._keep(torch.cat([self.values, values], 1), torch.cat([self.places, places], 1))
+
+    def _keep(self, values: Tensor, places: Tensor) -> None:
+        self.values, order = values.topk(min(self.width, values.shape[1]), dim=1)
+        self.places = places.gather(1, order)
+        self.least = self.values[:, -1]
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        if self.waiting:
+            self._merge()
+        return self.values, self.places
 
 
 def ordered(

@@ -173,6 +173,8 @@ class RetrievalModelV2(nn.Module):
         table_learning_rate: float | None = None,
         encode_rows: int | None = None,
         every_position: str | None = None,
+        schedule: str = "constant",
+        warmup: float = 0.0,
     ) -> None:
         """Choose how to train and what to measure. PyTorch's Module.compile is `torch.compile(model)`.
 
@@ -192,6 +194,8 @@ class RetrievalModelV2(nn.Module):
             every_position: a query column of candidate ids in order of time, pooled by a history encoder: beside the row's
                 own candidate after all of the list, each element is a positive of the query before it, the first one of the
                 query with an empty list (see docs/concepts/history.md). None trains each row on its own candidate.
+            schedule: of all learning rates over the steps of one fit: "constant", or "linear" and "cosine", which fall to 0.
+            warmup: the share of the steps, at first, in which the learning rates rise to what was chosen; 0 for none.
 
         Raises:
             ValueError: an unknown name, one loss for several outputs, or a model that cannot be trained on every position.
@@ -207,6 +211,8 @@ class RetrievalModelV2(nn.Module):
             table_learning_rate,
             encode_rows,
             every_position,
+            schedule,
+            warmup,
         )
         if every_position is not None:
             positions.check(self.query, self.candidate_id, self.outputs, every_position, encode_rows)
@@ -438,6 +444,7 @@ class RetrievalModelV2(nn.Module):
         *,
         candidate_id: str | Tags | None = None,
         strategy: str = "brute-force-topk",
+        index_options: Mapping[str, Any] | None = None,
         k: int = 10,
         batch_size: int = 1024,
     ) -> TopKEncoder:
@@ -446,12 +453,12 @@ class RetrievalModelV2(nn.Module):
         Args:
             candidates: one row for each candidate, with the candidate tower's columns; by default the catalogue.
             candidate_id: the column or tag of the ids to return; it need not be one that the tower reads.
-            strategy: of the index.
+            strategy, index_options: the kind of index and its options, as TopKEncoder takes them.
             k: how many to find by default.
             batch_size: candidates encoded at once.
         """
         vectors = self.candidate_embeddings(candidates, candidate_id, batch_size)
-        return TopKEncoder(self.query, vectors, topk_layer=strategy, k=k)
+        return TopKEncoder(self.query, vectors, topk_layer=strategy, index_options=index_options, k=k)
 
     # ---- files
 

@@ -73,6 +73,8 @@ def _describe_compiled(compiled: Compiled) -> dict[str, Any] | None:
         "table_learning_rate": compiled.table_learning_rate,
         "encode_rows": compiled.encode_rows,
         "every_position": compiled.every_position,
+        "schedule": compiled.schedule,
+        "warmup": compiled.warmup,
     }
 
 

@@ -198,9 +198,7 @@ class _Night:
         everything = Tables(
             pl.concat([known.rows, to_learn, held_out]), held_out.clear(), held_out.clear(), new.bundle.items, self.fresh.users
         )  # fmt: skip
-        store = ParquetFeatures(
-            user_features(self.config, everything, new.bundle.model, new.bundle.preprocessor), self.config.data.user
-        )
+        store = ParquetFeatures(user_features(self.config, everything, new.bundle.preprocessor), self.config.data.user)
         before = known.files or {"learnt": ledger.write(known.learnt, "rows"), "owed": ledger.write(known.owed, "rows")}
         origin = {
             "format": 1,

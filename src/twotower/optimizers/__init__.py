@@ -9,11 +9,12 @@ from twotower.blocks.table import EmbeddingTable
 from twotower.errors import choose
 from twotower.optimizers.clipping import clip_gradients, gradient_norm
 from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowOptimizer, RowSGD, RowwiseAdagrad
+from twotower.optimizers.schedule import SCHEDULES, make_schedule
 from twotower.optimizers.split import SplitOptimizer
 
 __all__ = [
-    "OPTIMIZERS", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowOptimizer", "RowSGD",
-    "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer",
+    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowOptimizer", "RowSGD",
+    "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
     "use_dense_gradients",
 ]  # fmt: skip
 

@@ -52,7 +52,7 @@ def describe_items(data: ReportData, first: int | None) -> Catalogue:
     columns = [
         ids.alias("id"),
         words.alias("title"),
-        _as_lists(items, category),
+        as_lists(items, category),
         _count(ids, data.train[data.item], "events"),
     ]
     for place, evaluation in enumerate(data.evaluations):
@@ -104,7 +104,8 @@ def category_column(items: pl.DataFrame, but: tuple[str, ...]) -> str:
     return min(found)[2] if found else ""
 
 
-def _as_lists(items: pl.DataFrame, category: str) -> pl.Series:
+def as_lists(items: pl.DataFrame, category: str) -> pl.Series:
+    """The values of a column as lists of texts, none for ""."""
     if not category:
         return pl.Series("category", [[]] * len(items), dtype=pl.List(pl.String))
     column = items[category]

@@ -49,12 +49,15 @@ def render(data: ReportData) -> str:
 
     parts = {
         name: (files("twotower") / "report" / "templates" / name).read_text("utf-8")
-        for name in ("page.html", "style.css", "page.js")
+        for name in ("page.html", "colors.css", "style.css", "page.js")
     }
     scripts = [get_plotlyjs(), parts["page.js"]]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(parts["page.html"]).render(
-        **_contents(data), style=parts["style.css"], scripts=scripts, hashes=[_hash(script) for script in scripts]
+        **_contents(data),
+        style=parts["colors.css"] + parts["style.css"],
+        scripts=scripts,
+        hashes=[_hash(script) for script in scripts],
     )
 
 

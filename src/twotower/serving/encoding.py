@@ -3,21 +3,28 @@
 from collections.abc import Sequence
 
 import polars as pl
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from twotower.data.batch import take, to_device
 from twotower.data.preprocessor import Preprocessor
-from twotower.encoder import Tower, embed
+from twotower.encoder import Tower, evaluating
 from twotower.models.base import RetrievalModelV2
 
 TOGETHER = 32  # rows are encoded in multiples of it: smaller products round otherwise, and an answer must not depend on company
+AT_ONCE = 1024  # rows that a tower reads at a time, a multiple of it
 
 
 def embed_rows(tower: Tower, preprocessor: Preprocessor, frame: pl.DataFrame) -> Float[Tensor, "rows D"]:
-    """The vectors of raw rows. A row's vector is the same bit for bit alone and among others, if no tower mixes rows."""
-    lacking = -len(frame) % TOGETHER
-    rows = pl.concat([frame, frame[[-1] * lacking]]) if len(frame) and lacking else frame
-    return embed(tower, preprocessor.transform(rows))[: len(frame)]
+    """The vectors of raw rows, on the CPU: the same bit for bit alone and among others, if no tower mixes rows."""
+    batch = preprocessor.encode_frame(frame).batch(tower.schema)
+    device = next(tower.parameters()).device
+    # the last row again, until it is a multiple
+    order = torch.arange(-(-len(frame) // TOGETHER) * TOGETHER).clamp(max=len(frame) - 1)
+    with evaluating(tower):
+        parts = [tower(to_device(take(batch, some), device)).float().cpu() for some in order.split(AT_ONCE)]
+    return torch.cat(parts)[: len(frame)]
 
 
 def find_history_column(

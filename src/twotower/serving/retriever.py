@@ -193,13 +193,13 @@ class Retriever:
         passed over: the items nearest to the mean of the history's items by cosine.
 
         Args:
-            histories: lists of raw item ids.
+            histories: lists of raw item ids; those that are no items any more count as unknown.
             k, exclude, only, where: as in `recommend`.
             context: other raw columns of these queries, such as the time.
             seen: whether the history's own items may come.
 
         Raises:
-            ValueError: an id that is no item; a column that may not be missing is not in the context.
+            ValueError: a history without any item; a column that may not be missing is not in the context.
         """
         hidden = exclude if seen else _joined(histories, exclude)
         vectors = self.encode_histories(histories, context)
@@ -298,8 +298,12 @@ class Retriever:
         self, histories: Sequence[Sequence[RawId]], context: Query | None = None
     ) -> Float[Tensor, "B D"]:
         """The vectors of histories: of the query tower if it reads them, otherwise the mean of their items' unit vectors."""
-        for history in histories:
-            self.items.keys_of(history)
+        known = [self.items.known_keys_of(history) for history in histories]
+        lost = [history for history, keys in zip(histories, known, strict=True) if not len(keys)]
+        if lost:
+            raise ValueError(
+                f"a history holds no item that is known, so that there is nothing to go by: {list(lost[0])[:5]}."
+            )
         if self.history_column is not None:
             around = {**dict.fromkeys(self.query_columns), **(context or {})}
             return self.encode([{**around, self.history_column: list(history)} for history in histories])
@@ -307,13 +311,8 @@ class Retriever:
             raise ValueError(
                 "the query tower reads no history: a history is answered by its items alone, without a context."
             )
-        if not all(histories):
-            raise ValueError("a history is empty: without an item there is nothing to go by.")
-        means = [
-            F.normalize(self.bundle.index.vectors_of(self.items.keys_of(history)), dim=1).mean(0)
-            for history in histories
-        ]
-        return torch.stack(means)
+        vectors = self.bundle.index.vectors_of
+        return torch.stack([F.normalize(vectors(keys), dim=1).mean(0) for keys in known])
 
     def nearest(
         self,

@@ -259,6 +259,10 @@ def settings_of(
         "table_optimizer": compiled.table_optimizer,
         "table_learning_rate": compiled.table_learning_rate,
         "every_position": compiled.every_position,
+        "schedule": compiled.schedule,
+        "warmup": compiled.warmup,
+        # a schedule is over all steps: with more of them the rates so far would have been others
+        "schedule_steps": trainer.estimated_stepping_batches if compiled.scheduled else None,
         "losses": {name: _by_name(loss) for name, loss in compiled.losses.items()},
         "loss_weights": dict(compiled.loss_weights),
         **_arguments(outputs, "outputs"),

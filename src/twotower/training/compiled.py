@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from twotower.errors import unknown
+from twotower.errors import choose, unknown
 from twotower.metrics import DEFAULT_METRICS, Metrics, RankingMetric, resolve_metrics
-from twotower.optimizers import OPTIMIZERS, TABLE_OPTIMIZERS, MakeOptimizer, make_optimizer
+from twotower.optimizers import OPTIMIZERS, SCHEDULES, TABLE_OPTIMIZERS, MakeOptimizer, make_optimizer
 from twotower.outputs import ModelOutput, RowLoss
 
 
@@ -25,6 +25,13 @@ class Compiled:
     table_learning_rate: float | None = None
     encode_rows: int | None = None
     every_position: str | None = None
+    schedule: str = "constant"
+    warmup: float = 0.0
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether the learning rate changes in a fit."""
+        return self.schedule != "constant" or self.warmup > 0
 
     def loss_of(self, output: str) -> str | RowLoss | None:
         """The chosen loss of an output, None for its default."""
@@ -50,6 +57,8 @@ def check_compiled(
     table_learning_rate: float | None,
     encode_rows: int | None,
     every_position: str | None,
+    schedule: str,
+    warmup: float,
 ) -> Compiled:
     """Resolve what the user gave, so that a wrong name fails in compile and not in the first step."""
     by_name = {output.name: output for output in outputs}
@@ -73,6 +82,9 @@ def check_compiled(
         )
     if encode_rows is not None and encode_rows < 1:
         raise ValueError(f"encode_rows must be at least 1, got {encode_rows}; None encodes all rows at once.")
+    choose("schedule", schedule, SCHEDULES)
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup={warmup}: expected a share of the fit's steps, from 0 to below 1, such as 0.05.")
     return Compiled(
         optimizer,
         learning_rate,
@@ -83,6 +95,8 @@ def check_compiled(
         table_learning_rate,
         encode_rows,
         every_position,
+        schedule,
+        warmup,
     )
 
 

@@ -70,6 +70,10 @@ class CatalogEarlyStopping(Callback):
         """A fit begins, of this model or another; a resumed one has its state read after this."""
         self._forget()
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A fit that is resumed from its last checkpoint may have been stopped there."""
+        trainer.should_stop = trainer.should_stop or self._without_gain >= self.patience
+
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
@@ -87,6 +91,10 @@ class CatalogEarlyStopping(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the best weights back."""
+        self._restore(pl_module)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The same for a fit that is resumed after its last epoch: it trains nothing, so its training does not end."""
         self._restore(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

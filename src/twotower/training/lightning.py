@@ -12,6 +12,7 @@ import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from twotower.data.batch import Batch, to_device
@@ -21,7 +22,7 @@ from twotower.devices import has_bfloat16_products
 from twotower.encoder import evaluating
 from twotower.errors import unknown
 from twotower.health.record import Health
-from twotower.optimizers import clip_gradients, use_dense_gradients
+from twotower.optimizers import clip_gradients, make_schedule, use_dense_gradients
 from twotower.training import checkpoint as ckpt
 from twotower.training.compiled import Compiled
 from twotower.training.history import History
@@ -53,11 +54,12 @@ class Task(L.LightningModule):
         total: Tensor = losses["loss"]
         return total
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser that compile chose."""
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimiser and the schedule that compile chose."""
         compiled, state = self.model.compiled, self.model.optimizer_state
         assert isinstance(compiled, Compiled)
         optimizer = compiled.make_optimizer(self.model)
+        rates = [group.get("lr") for group in optimizer.param_groups]
         if state is not None:
             try:
                 optimizer.load_state_dict(state)  # type: ignore[arg-type]
@@ -66,7 +68,13 @@ class Task(L.LightningModule):
                     "the model has other trainable parameters than in its last fit, so the optimizer cannot go on from there: call "
                     "compile() again after freezing or unfreezing a part."
                 ) from error
-        return optimizer
+        if not compiled.scheduled:
+            return optimizer
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = group["initial_lr"] = rate  # a fit that goes on from another one begins its schedule anew
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = make_schedule(optimizer, compiled.schedule, compiled.warmup, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,

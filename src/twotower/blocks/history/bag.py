@@ -1,6 +1,7 @@
 """HistoryBag: the weighted mean or sum of the latest items."""
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -69,9 +70,9 @@ class HistoryBag(HistoryEncoder):
         self.raw = None if start is None else nn.Parameter(start)
         self.project = nn.Identity() if output_dim is None else nn.Linear(dim, output_dim)
 
-    def rates(self, length: int) -> Tensor:
+    def rates(self, length: int | torch.SymInt) -> Tensor:
         """(length,) the present weights, that of the latest item first."""
-        back = torch.arange(length, device=self.empty.device, dtype=self.empty.dtype)
+        back = torch.arange(cast(int, length), device=self.empty.device, dtype=self.empty.dtype)
         if self.raw is None:
             return torch.ones_like(back)
         return (self.raw[:length] if self.weights == "positions" else -F.softplus(self.raw) * back).exp()
@@ -82,10 +83,10 @@ class HistoryBag(HistoryEncoder):
 
     def _last(self, vectors: Ragged) -> Tensor:
         row, lengths = vectors.row_of_value(), vectors.lengths()
-        weight = self.rates(int(lengths.max()))
-        back = vectors.offsets[1:][row] - 1 - torch.arange(len(row), device=row.device)
+        weight = self.rates(cast(int, lengths.max().item()))
+        back = vectors.offsets[1:][row] - 1 - torch.arange(row.shape[0], device=row.device)
         weighted = vectors.values * weight[back, None]
-        total = weighted.new_zeros(len(vectors), self.dim).index_add(0, row, weighted)
+        total = weighted.new_zeros(vectors.num_rows, self.dim).index_add(0, row, weighted)
         return total / weight.cumsum(0)[lengths - 1, None] if self._divides else total
 
     def _every(self, vectors: Ragged) -> Tensor:

@@ -17,7 +17,8 @@ class HistoryEncoder(nn.Module, ABC):
     its prefixes would give, each encoded by itself, and all of them can be trained at once:
     `compile(every_position="history")`.
 
-    An encoder of your own is a subclass with `encode`.
+    An encoder of your own is a subclass with `encode`. While it is exported (`export_tower`), `encode` gets empty rows as
+    well, and may give anything for them.
 
     Args:
         dim: D, the width of the vectors.
@@ -56,6 +57,8 @@ class HistoryEncoder(nn.Module, ABC):
     def forward(self, vectors: Ragged) -> Float[Tensor, "B W"]:
         """The state after the last element of each row; `empty` for an empty row."""
         read = self._read(vectors)
+        if torch.compiler.is_exporting():
+            return self._traced(read)
         if not len(read.values):
             return self.empty.expand(len(read), -1)
         filled = read.lengths() > 0
@@ -77,6 +80,16 @@ class HistoryEncoder(nn.Module, ABC):
         source[every + read.row_of_value() + 1] = every + 1
         both = torch.cat([self.empty[None].to(states.dtype), states])
         return Ragged(both.index_select(0, source), read.offsets + torch.arange(len(read) + 1, device=states.device))
+
+    def _traced(self, read: Ragged) -> Tensor:
+        """`forward` without a choice by the data: `encode` sees the empty rows too, and what it says of them is not used."""
+        # a last row of one zero: there is something to read even if all rows are empty, and at each row's beginning
+        more = Ragged(
+            torch.cat([read.values, read.values.new_zeros(1, self.dim)]),
+            torch.cat([read.offsets, read.offsets[-1:] + 1]),
+        )
+        states = self.encode(more, last=True)[:-1]
+        return torch.where(read.lengths()[:, None] > 0, states, self.empty.to(states.dtype))
 
     def _encoded(self, read: Ragged) -> Tensor:
         if not len(read.values):

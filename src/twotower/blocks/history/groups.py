@@ -1,7 +1,8 @@
 """Lists of similar length side by side, so that work within lists runs on plain tensors with little padding."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Int
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from twotower.data.ragged import Ragged
 
+# a symbol while PyTorch traces
+Size = int | torch.SymInt
 # lengths of 2 ** n to 2 ** (n + 1) are padded to one of so many: about a sixteenth of the slots is empty
 STEPS_PER_OCTAVE = 4
 
@@ -26,7 +29,7 @@ class Groups:
         last: (B,) the slot of the last value of each row, rows in the groups' order.
     """
 
-    shapes: list[tuple[int, int]]
+    shapes: Sequence[tuple[Size, Size]]
     source: Int[Tensor, "S"]
     position: Int[Tensor, "S"]
     slot: Int[Tensor, "total"]
@@ -47,6 +50,8 @@ class Groups:
 
 def group_by_length(lists: Ragged, steps: int = STEPS_PER_OCTAVE) -> Groups:
     """The groups of lists of at least one element; `steps` padded lengths for each doubling, none above the longest."""
+    if torch.compiler.is_exporting():
+        return _one_group(lists)
     lengths, device = lists.lengths(), lists.device
     padded = torch.minimum(padded_lengths(lengths, steps), lengths.max())
     order = padded.argsort(stable=True)
@@ -61,6 +66,24 @@ def group_by_length(lists: Ragged, steps: int = STEPS_PER_OCTAVE) -> Groups:
     place = torch.arange(len(lists.values), device=device)
     slot = place + torch.repeat_interleave(first_of_row - lists.offsets[:-1], lengths, output_size=len(place))
     return Groups(shapes, source, position, slot, order, first + length - 1)
+
+
+def _one_group(lists: Ragged) -> Groups:
+    """All rows in their order, padded to the longest: as many groups as lengths are none while PyTorch traces.
+
+    A row may be empty if it is not the last; it gets one slot.
+    """
+    rows, lengths, device = lists.num_rows, lists.lengths().clamp(min=1), lists.device
+    slots = cast(int, lengths.max().item())
+    torch._check(slots >= 1)
+    place = torch.arange(slots, device=device)
+    position = torch.minimum(place, lengths[:, None] - 1)
+    source = (lists.offsets[:-1, None] + position).flatten()
+    order = torch.arange(rows, device=device)
+    total = torch.arange(lists.values.shape[0], device=device)
+    row = lists.row_of_value()
+    slot = row * slots + total - lists.offsets[:-1][row]
+    return Groups([(rows, slots)], source, position.flatten(), slot, order, order * slots + lengths - 1)
 
 
 def padded_lengths(lengths: Int[Tensor, "B"], steps: int) -> Int[Tensor, "B"]:

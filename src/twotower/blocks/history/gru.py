@@ -7,6 +7,7 @@ from twotower.blocks.history.base import HistoryEncoder
 from twotower.blocks.history.groups import group_by_length
 from twotower.data.ragged import Ragged
 from twotower.errors import explain_options
+from twotower.loops import last_gru_states
 
 # a group costs its length in steps, one after the other, so there are few: one for each doubling
 STEPS_PER_OCTAVE = 1
@@ -58,6 +59,10 @@ class HistoryGRU(HistoryEncoder):
 
     def encode(self, vectors: Ragged, last: bool) -> Tensor:
         """As in HistoryEncoder."""
+        if torch.compiler.is_exporting():
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            weights = [[getattr(self.gru, f"{kind}_l{layer}") for kind in kinds] for layer in range(self.layers)]
+            return last_gru_states(vectors.values, vectors.offsets, weights)
         groups = group_by_length(vectors, STEPS_PER_OCTAVE)
         parts = groups.split(vectors.values.index_select(0, groups.source))
         states = [self.gru(part.transpose(0, 1))[0].transpose(0, 1).flatten(0, 1) for part in parts]

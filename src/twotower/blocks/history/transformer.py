@@ -108,7 +108,7 @@ class HistoryTransformer(HistoryEncoder):
             hidden = layer(hidden, groups, turn, last and number == self.layers)
         if last:
             back = torch.empty_like(groups.order)
-            back[groups.order] = torch.arange(len(back), device=back.device)
+            back[groups.order] = torch.arange(back.shape[0], device=back.device)
             return self.project(self.norm(hidden.index_select(0, back)))
         return self.project(self.norm(hidden.index_select(0, groups.slot)))
 

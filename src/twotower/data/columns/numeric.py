@@ -225,7 +225,7 @@ def numbers(raw: pl.Series, name: str, infinite: bool = False) -> np.ndarray:
     """(n,) float64 with nan for null and NaN; text and, unless allowed, infinite numbers are errors."""
     if not (raw.dtype.is_numeric() or raw.dtype in (pl.Boolean, pl.Null)):
         raise ValueError(f"column {name!r} is declared a number, but holds {raw.dtype}; cast it first.")
-    x = raw.cast(pl.Float64).fill_null(math.nan).to_numpy()
+    x = raw.cast(pl.Float64).to_numpy()  # a null is nan
     if raw.dtype.is_integer() and (np.abs(x) >= WHOLE).any():
         row = int(np.argmax(np.abs(x) >= WHOLE))
         raise _too_long(name, raw[row])

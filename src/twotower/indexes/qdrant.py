@@ -1,0 +1,324 @@
+"""QdrantIndex: candidates in a Qdrant collection, embedded or on a server, with filters in Qdrant's own search."""
+
+import datetime as dt
+import itertools
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from twotower.errors import explain_options, need
+from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
+from twotower.indexes.filters import NEGATIONS, RANGES, Condition, DataType, Filter, checked, column_kind
+
+# points or queries in one request
+POINTS, QUERIES = 1000, 64
+KEY_OF_THE_API = "QDRANT_API_KEY"
+
+
+class QdrantIndex(Index):
+    """Candidates in a Qdrant collection. Exclusions, whitelists and filters go into Qdrant's search.
+
+    On a server the search is approximate (HNSW) unless `exact`; the embedded store compares all, and is meant for some
+    thousands of candidates. Scores are Qdrant's. A server changes points request by request, so what is checked here first is
+    all or nothing, but not what a broken connection interrupts. Needs qdrant-client: pip install 'twotower[qdrant]'.
+
+    Args:
+        vectors, keys, attributes: as of every index; keys from 0 on.
+        location: ":memory:", a folder for the embedded store, or the URL of a server, whose API key is read from the
+            environment's QDRANT_API_KEY.
+        collection: its name there.
+        replace: whether a collection of that name may be deleted first.
+        exact: whether a server compares all candidates that the filter leaves.
+
+    Raises:
+        ValueError: besides what every index raises: a collection of that name is there already, or keys below 0.
+    """
+
+    kind: ClassVar[str] = "qdrant"
+
+    @explain_options
+    def __init__(
+        self,
+        vectors: Float[Tensor, "N D"],
+        keys: Keys | None = None,
+        attributes: pl.DataFrame | None = None,
+        *,
+        location: str = ":memory:",
+        collection: str = "candidates",
+        replace: bool = False,
+        exact: bool = False,
+    ) -> None:
+        start = time.perf_counter()
+        numbers = np.arange(len(vectors), dtype=np.int64) if keys is None else key_array(keys)
+        held = check_vectors(vectors, numbers)
+        if not len(held):
+            raise ValueError("an index needs at least one candidate, got none.")
+        check_attributes(attributes, len(held))
+        _check_keys(numbers)
+        self.dim = held.shape[1]
+        self.location = str(location)
+        self.collection = collection
+        self.exact = exact
+        self._types = None if attributes is None else attributes.clear()
+        for name in [] if attributes is None else attributes.columns:
+            _check_name(name)
+        self._connect()
+        if self._client.collection_exists(collection):
+            if not replace:
+                raise ValueError(
+                    f"{location} has a collection {collection!r} already: give another name, replace=True to delete it, or "
+                    "QdrantIndex.load a saved index to go on with it."
+                )
+            self._client.delete_collection(collection)
+        models = self._models
+        self._client.create_collection(
+            collection, vectors_config=models.VectorParams(size=self.dim, distance=models.Distance.DOT)
+        )
+        if self._remote and self._types is not None:
+            for name, dtype in self._types.schema.items():
+                self._client.create_payload_index(collection, name, field_schema=_payload_schema(dtype))
+        self._upsert(numbers, held, attributes)
+        self.build_seconds = time.perf_counter() - start
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def keys(self) -> Int[Tensor, "N"]:
+        """The keys of all candidates, ascending."""
+        found: list[int] = []
+        offset: Any = None
+        while True:
+            points, offset = self._client.scroll(
+                self.collection, limit=10 * POINTS, offset=offset, with_payload=False, with_vectors=False
+            )
+            found += [int(point.id) for point in points]
+            if offset is None:
+                return torch.tensor(sorted(found), dtype=torch.int64)
+
+    @property
+    def attribute_types(self) -> Mapping[str, DataType] | None:
+        """Names and types of the attributes; None where there are none."""
+        return None if self._types is None else self._types.schema
+
+    @property
+    def memory_bytes(self) -> None:
+        """None: the candidates are Qdrant's."""
+        return None
+
+    def vectors_of(self, keys: Keys) -> Float[Tensor, "M D"]:
+        """The vectors of some candidates, float32; ValueError for a key that is not there."""
+        numbers = keys.cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys, dtype=np.int64)
+        found = self._retrieve(numbers, vectors=True)
+        return torch.tensor([found[key] for key in numbers.tolist()], dtype=torch.float32).reshape(-1, self.dim)
+
+    def close(self) -> None:
+        """Let go of the connection, or of the embedded store's folder, which one process at a time may use."""
+        self._client.close()
+
+    # ---- searching
+
+    def _search(
+        self, queries: Tensor, k: int, exclude: Tensor | None, only: Tensor | None, where: Filter | None
+    ) -> Found:
+        models = self._models
+        must = [] if where is None else [self._translated(condition) for condition in where.conditions]
+        if only is not None:
+            wanted = only.reshape(-1).cpu().unique()
+            must.append(models.HasIdCondition(has_id=wanted[wanted >= 0].tolist()))
+        banned: dict[int, list[int]] = {}
+        for row, key in [] if exclude is None else exclude.cpu().tolist():
+            banned.setdefault(row, []).append(key)
+        filters = []
+        for row in range(len(queries)):
+            ids = sorted({key for key in banned.get(row, []) if key >= 0})
+            must_not = [models.HasIdCondition(has_id=ids)] if ids else None
+            filters.append(models.Filter(must=must or None, must_not=must_not) if must or must_not else None)
+        scores, keys = torch.full((len(queries), k), -torch.inf), torch.full((len(queries), k), -1)
+        asked = queries.cpu().tolist()
+        for rows in _parts(list(range(len(queries))), QUERIES):
+            for row, found in zip(
+                rows, self._best([asked[r] for r in rows], [filters[r] for r in rows], k), strict=True
+            ):
+                for place, (score, key) in enumerate(found):
+                    scores[row, place], keys[row, place] = score, key
+        return scores.to(queries.device), keys.to(queries.device)
+
+    def _best(self, queries: list[list[float]], filters: list[Any], k: int) -> list[list[tuple[float, int]]]:
+        """The best k of each query; where equal scores go on beyond what came, it is asked for more."""
+        limit = k + 16
+        results: list[list[tuple[float, int]]] = [[] for _ in queries]
+        open_rows = list(range(len(queries)))
+        while open_rows:
+            requests = [
+                self._models.QueryRequest(
+                    query=queries[row],
+                    filter=filters[row],
+                    limit=limit,
+                    with_payload=False,
+                    params=self._models.SearchParams(exact=True) if self.exact else None,
+                )
+                for row in open_rows
+            ]
+            tied = []
+            answers = self._client.query_batch_points(self.collection, requests=requests)
+            for row, answer in zip(open_rows, answers, strict=True):
+                points = answer.points
+                if len(points) == limit < self._count and points[-1].score >= points[k - 1].score:
+                    tied.append(row)
+                best = sorted((-point.score, int(point.id)) for point in points)[:k]
+                results[row] = [(-score, key) for score, key in best]
+            open_rows, limit = tied, 4 * limit
+        return results
+
+    def _translated(self, condition: Condition) -> Any:
+        """A condition in Qdrant's words; a negation also asks that there is a value."""
+        models, name = self._models, condition.column
+        assert self._types is not None  # search has checked
+        kind, values = checked(condition, self._types)
+        dtype = self._types.schema[name]
+        if kind == "null":
+            return models.HasIdCondition(has_id=[])
+        if condition.operator in RANGES:
+            if kind == "text":
+                raise ValueError(
+                    f"Qdrant has no order of texts: attribute {name!r} can be asked for eq, ne, in and not_in."
+                )
+            span = models.DatetimeRange if kind == "time" else models.Range
+            return models.FieldCondition(key=name, range=span(**{condition.operator: _payload(values[0])}))
+        floats = kind.endswith("number") and not _innermost(dtype).is_integer()
+        met: list[Any]
+        if floats or kind.endswith("time"):
+            span = models.DatetimeRange if kind.endswith("time") else models.Range
+            met = [models.FieldCondition(key=name, range=span(gte=_payload(v), lte=_payload(v))) for v in values]
+        elif kind.endswith("flag"):
+            met = [models.FieldCondition(key=name, match=models.MatchValue(value=v)) for v in values]
+        else:
+            whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
+            known = [v for v in whole if not isinstance(v, float)]  # no integer is a half
+            met = [models.FieldCondition(key=name, match=models.MatchAny(any=known))] if known else []
+        held = models.Filter(should=met) if met else models.HasIdCondition(has_id=[])
+        if condition.operator not in NEGATIONS:
+            return held
+        missing = models.IsNullCondition(is_null=models.PayloadField(key=name))
+        return models.Filter(must_not=[held, missing])
+
+    # ---- changing
+
+    def _upsert(self, keys: np.ndarray, vectors: Tensor, attributes: pl.DataFrame | None) -> None:
+        _check_keys(keys)
+        payloads: Sequence[dict[str, Json]] = [{}] * len(keys)
+        if attributes is not None:
+            payloads = [{name: _payload(v) for name, v in row.items()} for row in attributes.iter_rows(named=True)]
+        rows = vectors.cpu().tolist()
+        for part in _parts(list(range(len(keys))), POINTS):
+            batch = self._models.Batch(
+                ids=[int(keys[at]) for at in part],
+                vectors=[rows[at] for at in part],
+                payloads=[payloads[at] for at in part],
+            )
+            self._client.upsert(self.collection, points=batch, wait=True)
+        self._recount()
+
+    def _delete(self, keys: np.ndarray) -> None:
+        self._retrieve(keys, vectors=False)
+        for part in _parts(keys.tolist(), POINTS):
+            self._client.delete(self.collection, points_selector=self._models.PointIdsList(points=part), wait=True)
+        self._recount()
+
+    def _recount(self) -> None:
+        self._count = int(self._client.count(self.collection, exact=True).count)
+
+    def _retrieve(self, keys: np.ndarray, vectors: bool) -> dict[int, Any]:
+        found = {}
+        for part in _parts(keys[keys >= 0].tolist(), POINTS):
+            points = self._client.retrieve(self.collection, ids=part, with_payload=False, with_vectors=vectors)
+            found.update({int(point.id): point.vector for point in points})
+        unknown = [key for key in keys.tolist() if key not in found]
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(keys)} keys are no candidates of the index, such as {unknown[0]}."
+            )
+        return found
+
+    # ---- files and connection
+
+    def _save(self, folder: Path) -> Mapping[str, Json]:
+        if self.location == ":memory:":
+            raise ValueError("this QdrantIndex lives in memory alone: give location=, a folder or URL, to keep it.")
+        if self._types is not None:
+            self._types.write_parquet(folder / "attribute_types.parquet")
+        return {"options": {"location": self.location, "collection": self.collection, "exact": self.exact}}
+
+    def _load(self, folder: Path, text: Mapping[str, Json]) -> None:
+        self.location, self.collection = text["options"]["location"], text["options"]["collection"]
+        self.exact = text["options"]["exact"]
+        types = folder / "attribute_types.parquet"
+        self._types = pl.read_parquet(types) if types.exists() else None
+        self._connect()
+        if not self._client.collection_exists(self.collection):
+            raise ValueError(f"{self.location} has no collection {self.collection!r} any more.")
+        self._recount()
+
+    def _connect(self) -> None:
+        package = need("qdrant_client", "QdrantIndex", "qdrant")
+        self._models = package.models
+        self._remote = self.location.startswith(("http://", "https://"))
+        if self._remote:
+            self._client = package.QdrantClient(url=self.location, api_key=os.environ.get(KEY_OF_THE_API))
+        elif self.location == ":memory:":
+            self._client = package.QdrantClient(":memory:")
+        else:
+            self._client = package.QdrantClient(path=self.location)
+
+
+def _parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
+    whole = iter(items)
+    while part := list(itertools.islice(whole, size)):
+        yield part
+
+
+def _check_keys(keys: np.ndarray) -> None:
+    if len(keys) and int(keys.min()) < 0:
+        raise ValueError(f"Qdrant knows no ids below 0, got the key {int(keys.min())}.")
+
+
+def _check_name(name: str) -> None:
+    if any(sign in name for sign in '.[]"'):
+        raise ValueError(f"Qdrant reads '.', '[' and ']' in names as paths: rename attribute {name!r}.")
+
+
+def _payload(value: Any) -> Json:
+    """A value as Qdrant's JSON holds it: times in UTC, nan as missing."""
+    if isinstance(value, list):
+        return [_payload(item) for item in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dt.date):
+        when = value if isinstance(value, dt.datetime) else dt.datetime(value.year, value.month, value.day)
+        utc = when.replace(tzinfo=dt.timezone.utc) if when.tzinfo is None else when.astimezone(dt.timezone.utc)
+        return utc.isoformat()
+    return value
+
+
+def _innermost(dtype: DataType) -> DataType:
+    return dtype.inner if isinstance(dtype, (pl.List, pl.Array)) else dtype
+
+
+def _payload_schema(dtype: DataType) -> str:
+    kind = column_kind(dtype).removeprefix("list of ")
+    if kind == "number":
+        return "integer" if _innermost(dtype).is_integer() else "float"
+    return {"text": "keyword", "flag": "bool", "time": "datetime"}.get(kind, "keyword")

@@ -1,0 +1,65 @@
+"""A small Retriever whose query tower reads an id, a number and a history, for the tests of serving."""
+
+import numpy as np
+import polars as pl
+import torch
+
+import twotower as tt
+from twotower import Categorical, Numeric, Tags
+
+N_ITEMS, N_USERS = 200, 40
+ITEMS = pl.DataFrame(
+    {
+        "item_id": [f"i{n}" for n in range(N_ITEMS)],
+        "price": [float(n % 17) for n in range(N_ITEMS)],
+        "title": [f"Title {n}" for n in range(N_ITEMS)],
+        "genres": [["Drama", "War", "Noir"][: n % 4] for n in range(N_ITEMS)],
+        "vector": [[0.5, float(n)] for n in range(N_ITEMS)],
+    }
+)
+
+
+def users(seed: int = 0) -> pl.DataFrame:
+    """Features of people, all of whom have seen something."""
+    random = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "user_id": range(N_USERS),
+            "age": random.random(N_USERS) * 60,
+            "history": [[f"i{m}" for m in random.integers(0, N_ITEMS, 1 + n % 5)] for n in range(N_USERS)],
+            "seen": [[f"i{m}" for m in random.integers(0, N_ITEMS, 8)] + ["gone"] for _ in range(N_USERS)],
+        }
+    )
+
+
+def make_retriever(seed: int = 0) -> tt.Retriever:
+    """Untrained towers serve as well as any."""
+    random = np.random.default_rng(seed)
+    events = pl.DataFrame(
+        {
+            "user_id": random.integers(0, N_USERS, 400),
+            "item_id": [f"i{n}" for n in random.integers(0, N_ITEMS, 400)],
+            "age": random.random(400) * 60,
+            "history": [[f"i{m}" for m in random.integers(0, N_ITEMS, 1 + n % 6)] for n in range(400)],
+        }
+    )
+    columns = {
+        "user_id": Categorical(Tags.USER_ID),
+        "item_id": Categorical(Tags.ITEM_ID),
+        "age": Numeric(Tags.USER),
+        "history": Categorical(Tags.USER, share="item_id"),
+        "price": Numeric(Tags.ITEM),
+    }
+    preprocessor = tt.Preprocessor(columns).fit(events, ITEMS)
+    torch.manual_seed(seed)
+    query, candidate = (
+        tt.Encoder(preprocessor.schema.select_by_tag(tag), tt.MLPBlock([16, 12], no_activation_last_layer=True))
+        for tag in (Tags.USER, Tags.ITEM)
+    )
+    return tt.Retriever(
+        tt.TwoTowerModelV2(query, candidate),
+        preprocessor,
+        ITEMS,
+        users=tt.ParquetFeatures(users(seed), key="user_id"),
+        metrics={"recall_at_10": 0.25},
+    )
