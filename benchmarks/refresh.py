@@ -90,6 +90,18 @@ def known_of(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def fooled(folder: Path) -> str:
+    """What the paired test alone says of a shuffled week: it is judged on shuffled rows too."""
+    live = Path(shutil.copytree(folder / "run" / "bundle", folder / "fooled"))
+    week = rows(0, 7 // DAYS).with_columns(pl.col("item_id").shuffle(1))
+    week.write_parquet(folder / "night.parquet")
+    table = films(7 // DAYS, folder / "films.parquet")
+    found = tt.refresh(
+        live, folder / "night.parquet", items=table, run=folder / "run", rules=tt.RefreshRules(trust=0.0)
+    )
+    return f"shuffled rows, trust 0: {found.outcome}, {found.comparison[0]}"
+
+
 def main() -> None:
     """Train once, then every setting from the same bundle."""
     torch.set_num_threads(1)
@@ -100,6 +112,7 @@ def main() -> None:
         columns = {"user": "user_id", "item": "item_id", "time": "timestamp"}
         tt.train_run(tt.Config.from_dict(CONFIG | {"data": columns | tables}), folder / "run")
         print(known_of(folder), flush=True)
+        print(fooled(folder), flush=True)
         for rate, replay, epochs in ((1, 0, 1), (1, 0.25, 1), (1, 1, 1), (0.5, 0, 1), (0.5, 0.25, 1), (1, 0.25, 2)):
             told = nights(folder, tt.RefreshRules(rate=rate, replay=replay, epochs=epochs))
             print(f"rate {rate}, replay {replay}, epochs {epochs}: {told}", flush=True)
