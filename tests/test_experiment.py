@@ -243,7 +243,7 @@ def test_what_a_baseline_needs_is_looked_for_before_the_training(
             raise ImportError(f"No module named '{module}'")
         return find(wanted)
 
-    monkeypatch.setattr("twotower.baselines.matrix.importlib.import_module", without)
+    monkeypatch.setattr("twotower.errors.importlib.import_module", without)
     said = rf"evaluation.baselines: '{name}' needs {module}, .*pip install 'twotower\[{extra}\]'. Or leave '{name}' out"
     with pytest.raises(ValueError, match=said):
         train_run(config.with_changes({"evaluation.baselines": ["popularity", name]}), tmp_path / "new")

@@ -140,8 +140,8 @@ def test_a_damaged_bundle_is_refused(retriever: tt.Retriever, api: Folders) -> N
     assert "README.md" not in manifest["files"]  # its text may be edited on the hub
     (api.root / "me/films/README.md").write_text("edited")
     tt.load_from_hub("me/films", api=api)
-    (api.root / "me/films/vectors.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match=r"damaged: vectors.safetensors was changed"):
+    (api.root / "me/films/items.parquet").write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"damaged: items.parquet was changed"):
         tt.load_from_hub("me/films", api=api)
 
 

@@ -7,6 +7,7 @@ import polars as pl
 
 from twotower.experiment.folder import Run
 from twotower.feature_stores.base import Features, FeatureStore
+from twotower.serving.queries import check_query
 
 AT_ONCE = 1024  # users whose lists are made together
 
@@ -72,7 +73,7 @@ class Desk:
         """The best k items for a raw query of your own; what its history holds has been seen."""
         held = query.get(self.config.history.column) if self.config.history is not None else None
         hidden = [list(held) if isinstance(held, (list, tuple)) else []] if self._hides(seen) else None
-        return self.retriever.recommend([query], k, hidden).drop("query")
+        return self.retriever.recommend([check_query(query, self.needed)], k, hidden).drop("query")
 
     def _hides(self, seen: bool | None) -> bool:
         return self.config.evaluation.remove_seen if seen is None else not seen

@@ -14,12 +14,12 @@ def query_frame(queries: Source | Sequence[Query], needed: Sequence[str]) -> pl.
     """The needed columns of some queries, a row for each.
 
     Args:
-        queries: a list of dicts with a value, or None, for each needed column, and nothing else; or a table that has them
-            among others.
+        queries: a list of dicts with a value, or None, for each needed column, or a table that has them; other columns are
+            not read.
         needed: the raw columns that the query tower reads.
 
     Raises:
-        ValueError: no queries, a missing or unknown column, or values of several types in one column.
+        ValueError: no queries, a missing column, or values of several types in one column.
     """
     if isinstance(queries, (list, tuple)):
         return _of_dicts(queries, needed)
@@ -31,7 +31,15 @@ def query_frame(queries: Source | Sequence[Query], needed: Sequence[str]) -> pl.
 
 
 def check_query(query: object, needed: Sequence[str]) -> Query:
-    """A dict with the needed columns, and no other."""
+    """A dict with the needed columns, and no other: what a stranger sends."""
+    checked = _complete(query, needed)
+    extra = [name for name in checked if name not in needed]
+    if extra:
+        raise ValueError(f"the model does not read all of a query. {unknown('column', str(extra[0]), needed)}")
+    return checked
+
+
+def _complete(query: object, needed: Sequence[str]) -> Query:
     if not isinstance(query, Mapping):
         raise ValueError(
             f"queries must be dicts of column to value, or a table; got a list with a {type(query).__name__}."
@@ -41,9 +49,6 @@ def check_query(query: object, needed: Sequence[str]) -> Query:
         raise ValueError(
             f"a query needs {list(needed)}, but one has {list(query)}: {missing[0]!r} is missing. Give None for what is not known."
         )
-    extra = [name for name in query if name not in needed]
-    if extra:
-        raise ValueError(f"the model does not read all of a query. {unknown('column', str(extra[0]), needed)}")
     return query
 
 
@@ -55,7 +60,7 @@ def signature(query: Query) -> tuple[tuple[str, str], ...]:
 def _of_dicts(queries: Sequence[object], needed: Sequence[str]) -> pl.DataFrame:
     if not queries:
         raise ValueError(f"a query needs {list(needed)}, but these queries have no columns and 0 rows.")
-    checked = [check_query(query, needed) for query in queries]
+    checked = [_complete(query, needed) for query in queries]
     columns = []
     for name in needed:
         values = [query[name] for query in checked]
