@@ -224,6 +224,19 @@ def test_a_model_that_loses_to_popularity_is_told_so(shop: Path, tmp_path: Path)
     same(anew[0], found[0])
 
 
+def test_the_index_of_the_bundle_is_that_of_the_config(shop: Path, tmp_path: Path) -> None:
+    options = ["--set", "training.epochs=1", "--set", "serving.index=ivf", "--set", "serving.target_recall=1.0"]
+    call("train", shop / "shop.yaml", "--run", tmp_path / "ivf", *options)
+    call("train", shop / "shop.yaml", "--run", tmp_path / "exact", *options[:2])
+    ivf, exact = (tt.Run(tmp_path / name).retriever() for name in ("ivf", "exact"))
+    assert isinstance(ivf.bundle.index, tt.IVFIndex)
+    assert ivf.bundle.index.target_recall == 1.0
+    assert ivf.recommend_users([7, 8], k=5).equals(exact.recommend_users([7, 8], k=5))
+    assert "serving.index: got 'best', expected" in call(
+        "train", shop / "shop.yaml", "--run", tmp_path / "x", "--set", "serving.index=best", code=2
+    )
+
+
 def test_compare(shop: Path, run: Path, tmp_path: Path) -> None:
     call("train", shop / "shop.yaml", "--run", tmp_path / "other", "--set", "model.dim=4")
     told = call("compare", run, tmp_path / "other")

@@ -49,11 +49,11 @@ LINE = [
     "serving.reading", "serving.service", "serving.front", "serving.oip", "serving.openapi", "serving.app",
     "serving.server", "config.yaml_file", "config.describe", "config.columns", "config.sections", "config.mistakes",
     "config.config", "config.drafting", "experiment.tables", "experiment.rows", "experiment.features",
-    "experiment.build", "experiment.measuring", "experiment.lock", "experiment.folder", "experiment.run",
-    "experiment.recommending", "experiment.tuning", "nightly.rules", "nightly.known", "nightly.fresh",
-    "nightly.learning", "nightly.judging", "nightly.publishing", "nightly.verdict", "nightly.refresh", "cli.show",
-    "cli.common", "cli.init", "cli.train", "cli.evaluate", "cli.compare", "cli.recommend", "cli.refresh",
-    "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
+    "experiment.bundling", "experiment.build", "experiment.measuring", "experiment.lock", "experiment.folder",
+    "experiment.run", "experiment.recommending", "experiment.tuning", "nightly.rules", "nightly.known",
+    "nightly.fresh", "nightly.learning", "nightly.judging", "nightly.publishing", "nightly.verdict",
+    "nightly.refresh", "cli.show", "cli.common", "cli.init", "cli.train", "cli.evaluate", "cli.compare",
+    "cli.recommend", "cli.refresh", "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
 ]  # fmt: skip
 
 

@@ -138,6 +138,24 @@ def test_the_nearest_come_first(case: tuple[Make, bool]) -> None:
     assert index.search(asked(whole)[:0], 3)[0].shape == (0, 3)
 
 
+def test_the_same_kind_over_other_candidates(case: tuple[Make, bool]) -> None:
+    make, whole = case
+    old, new = World(whole), World(whole, seed=9)
+    index = make(*old.parts())
+    if isinstance(index, tt.QdrantIndex):
+        with pytest.raises(ValueError, match="cannot be made anew while it is searched"):
+            index.rebuilt(*new.parts())
+        return
+    made = index.rebuilt(*new.parts())
+    assert type(made) is type(index)
+    expected = truth(new, asked(whole), 10)[1]
+    found = made.search(asked(whole), 10)[1]
+    assert np.mean([len(set(f) & set(e)) for f, e in zip(found.tolist(), expected.tolist(), strict=True)]) >= 8
+    same(index.search(asked(whole), 10), truth(old, asked(whole), 10))
+    kept = [name for name in index.options if name not in index.found]  # type: ignore[attr-defined]
+    assert [getattr(made, name) for name in kept] == [getattr(index, name) for name in kept]
+
+
 def test_equal_scores_come_by_key(case: tuple[Make, bool]) -> None:
     make, _ = case
     index = make(torch.ones(50, D), torch.arange(50).flip(0) * 3)

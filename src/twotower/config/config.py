@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from twotower.config.columns import declare
 from twotower.config.mistakes import ConfigError, mistakes_of
-from twotower.config.sections import Data, Evaluation, History, Model, Section, Split, Training, Tune
+from twotower.config.sections import Data, Evaluation, History, Model, Section, Serving, Split, Training, Tune
 from twotower.config.yaml_file import KeyPath, Lines, read_yaml, write_yaml
 from twotower.data.columns import Categorical, Column
 from twotower.errors import unknown
@@ -34,6 +34,7 @@ class Config(Section):
         model: the two towers.
         training: how they are fitted.
         evaluation: what is measured.
+        serving: what finds the items.
         tune: the search.
 
     Raises:
@@ -60,6 +61,7 @@ class Config(Section):
     model: Model = Field(Model(), description="The two towers.")
     training: Training = Field(Training(), description="How they are fitted.")
     evaluation: Evaluation = Field(Evaluation(), description="What is measured.")
+    serving: Serving = Field(Serving(), description="The bundle that `twotower train` writes.")
     tune: Tune = Field(Tune(), description="The search of `twotower tune`.")
 
     @model_validator(mode="after")

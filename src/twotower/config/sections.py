@@ -311,6 +311,19 @@ class Search(Section):
         return self
 
 
+class Serving(Section):
+    """What finds the items of a bundle."""
+
+    index: Literal["exact", "flat", "ivf", "hnsw", "scann"] = Field(
+        "exact",
+        description="exact for some hundred thousand items, ivf beyond. flat, ivf and hnsw need the extra `index`, scann its own.",
+    )
+    target_recall: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.95,
+        description="Of the 100 best, for people of the data; ivf and scann are set to reach it, hnsw warns if it does not.",
+    )
+
+
 class Tune(Section):
     """A search over keys of the model, the training, the history and the columns, by the validation part alone."""
 

@@ -17,13 +17,12 @@ from twotower.data.leaks import check_leaks
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Evaluation
 from twotower.experiment.build import build_model, fit_preprocessor, trainer_options
-from twotower.experiment.features import user_features
+from twotower.experiment.bundling import check_index, save_run_bundle, users_of
 from twotower.experiment.folder import Run, find_run, make_folder
 from twotower.experiment.lock import held
 from twotower.experiment.measuring import MODEL, RawRanker, check_baselines, make_evaluator, measure_baselines
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
-from twotower.feature_stores.parquet import ParquetFeatures
 from twotower.files import PathLike, written_aside
 from twotower.models.base import RetrievalModelV2
 from twotower.serving.retriever import Retriever
@@ -86,6 +85,7 @@ def _train(
         say("nothing is left to do: the run is finished")
         return run
     check_baselines(config)
+    check_index(config)
     if run is None:  # what is wrong with the tables must neither cost an old run nor leave half a new one
         read = read_all(config, say)
         run = make_folder(config, text, folder, "run")
@@ -314,7 +314,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
         f"{len(tables.items):,} items"
     )
     preprocessor, rows = encode(run.config, tables)
-    users = _users(run, tables, preprocessor)
+    users = users_of(run.config, tables, preprocessor)
     say("training")
     folder = run.folder / "checkpoints" / "train"
     model, history = fit_model(run.config, tables, preprocessor, rows, checkpoints=folder, callbacks=callbacks)
@@ -325,7 +325,7 @@ def _choose(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) -
     retriever = Retriever(model, preprocessor, tables.items)
     evaluation = make_evaluator(run.config, tables, "validation", tables.validation)(retriever, name=MODEL)
     if not run.config.training.refit:
-        _save_bundle(run, tables, model, preprocessor, users, evaluation)
+        save_run_bundle(run.folder / "bundle", run.config, tables, model, preprocessor, users, evaluation.means())
     evaluation.save(run.folder / "evaluations" / "validation" / MODEL)
 
 
@@ -335,30 +335,13 @@ def _refit(run: Run, tables: Tables, say: Say, callbacks: Sequence[Callback]) ->
     say(f"training anew on the training and validation rows together, epochs: {epochs}")
     together = tables.joined()
     preprocessor, rows = encode(run.config, together)
-    users = _users(run, tables, preprocessor)
+    users = users_of(run.config, tables, preprocessor)
     folder = run.folder / "checkpoints" / "refit"
     model, _ = fit_model(
         run.config, together, preprocessor, rows, epochs=epochs, checkpoints=folder, callbacks=callbacks
     )
-    _save_bundle(run, tables, model, preprocessor, users, run.evaluations("validation")[0])
-
-
-def _users(run: Run, tables: Tables, preprocessor: Preprocessor) -> ParquetFeatures:
-    """What is known of the users, made before the training: what no store can hold is said then."""
-    return ParquetFeatures(user_features(run.config, tables, preprocessor), key=run.config.data.user)
-
-
-def _save_bundle(
-    run: Run,
-    tables: Tables,
-    model: RetrievalModelV2,
-    preprocessor: Preprocessor,
-    users: ParquetFeatures,
-    evaluation: Evaluation,
-) -> None:
-    """What serves the model, with what it was worth on the validation part."""
-    retriever = Retriever(model, preprocessor, tables.items, users=users, metrics=evaluation.means())
-    retriever.save(run.folder / "bundle")
+    metrics = run.evaluations("validation")[0].means()
+    save_run_bundle(run.folder / "bundle", run.config, tables, model, preprocessor, users, metrics)
 
 
 def best_epoch(config: Config, history: pl.DataFrame) -> int:

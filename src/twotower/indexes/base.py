@@ -60,6 +60,14 @@ class Index(ABC):
     def vectors_of(self, keys: Keys) -> Float[Tensor, "M D"]:
         """The vectors of some candidates, float32; ValueError for a key that is not there."""
 
+    @abstractmethod
+    def rebuilt(self, vectors: Float[Tensor, "N D"], keys: Keys, attributes: pl.DataFrame | None) -> "Index":
+        """An index of this kind, made with the same wishes, over other candidates.
+
+        Raises:
+            ValueError: the kind cannot be made anew beside itself.
+        """
+
     @final
     def search(
         self,

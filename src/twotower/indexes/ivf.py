@@ -50,6 +50,7 @@ class IVFIndex(LocalIndex):
 
     kind: ClassVar[str] = "ivf"
     options: ClassVar[tuple[str, ...]] = ("nlist", "nprobe", "target_recall", "exact_below")
+    found: ClassVar[tuple[str, ...]] = ("nlist", "nprobe")
 
     @explain_options
     def __init__(

@@ -73,7 +73,8 @@ class LocalIndex(Index):
         ValueError: no vectors, nan or inf in them, repeated keys, or another number of keys or attributes than vectors.
     """
 
-    options: ClassVar[tuple[str, ...]] = ()
+    options: ClassVar[tuple[str, ...]] = ()  # kept in index.json
+    found: ClassVar[tuple[str, ...]] = ()  # those of them that are found from the vectors unless they are given
     exact_below: int
     tile: int | None = None
     _living: Allowed | None
@@ -116,6 +117,12 @@ class LocalIndex(Index):
         slots = self.rows.slots_of(numbers)
         self._check_known(numbers, slots)
         return self.rows.vectors[torch.from_numpy(slots).to(self.rows.vectors.device)]
+
+    def rebuilt(self, vectors: Float[Tensor, "N D"], keys: Keys, attributes: pl.DataFrame | None) -> "LocalIndex":
+        """An index of this kind with the same options over other candidates; what was found from the old ones is found anew."""
+        wishes = {name: getattr(self, name) for name in self.options if name not in self.found}
+        made: LocalIndex = type(self)(vectors, keys, attributes, **wishes)
+        return made
 
     # ---- what a kind does
 

@@ -128,6 +128,13 @@ class QdrantIndex(Index):
 
     # ---- searching
 
+    def rebuilt(self, vectors: Float[Tensor, "N D"], keys: Keys, attributes: pl.DataFrame | None) -> "QdrantIndex":
+        """Always a ValueError: the collection is being searched, and another needs a name of its own."""
+        raise ValueError(
+            f"the collection {self.collection!r} cannot be made anew while it is searched. Make "
+            "QdrantIndex(..., collection=<another name>), or bring this one up to date with upsert and delete."
+        )
+
     def _search(
         self, queries: Tensor, k: int, exclude: Tensor | None, only: Tensor | None, where: Filter | None
     ) -> Found:

@@ -45,6 +45,7 @@ class ScaNNIndex(LocalIndex):
 
     kind: ClassVar[str] = "scann"
     options: ClassVar[tuple[str, ...]] = ("num_leaves", "leaves", "target_recall", "compared", "exact_below")
+    found: ClassVar[tuple[str, ...]] = ("num_leaves", "leaves")
 
     @explain_options
     def __init__(

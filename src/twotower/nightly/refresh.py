@@ -20,7 +20,6 @@ from twotower.experiment.run import Say, quiet
 from twotower.experiment.tables import Tables
 from twotower.feature_stores.parquet import ParquetFeatures
 from twotower.files import PathLike, written_aside
-from twotower.indexes.kinds import index_kind
 from twotower.nightly import verdict
 from twotower.nightly.fresh import Fresh, catalogue, read_fresh
 from twotower.nightly.judging import affinity, judge, sameness
@@ -190,7 +189,7 @@ class _Night:
         )
         if not is_finite(model):
             return None
-        return Retriever(model, preprocessor, tables.items, index=index_kind(bundle.index.kind))
+        return Retriever(model, preprocessor, tables.items, index=bundle.index.rebuilt)
 
     def _bundle(self, new: Retriever, judged: Evaluation, to_learn: pl.DataFrame, held_out: pl.DataFrame) -> Bundle:
         """What is published: with the latest histories, and with where its rows lie."""
