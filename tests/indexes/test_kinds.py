@@ -192,7 +192,7 @@ def test_what_is_passed_over_was_not_among_the_best() -> None:
 def test_what_one_query_finds_does_not_depend_on_what_others_exclude() -> None:
     random = np.random.default_rng(3)
     vectors = torch.from_numpy(random.normal(size=(4000, 16)).astype(np.float32))
-    index = tt.IVFIndex(vectors, nlist=64, nprobe=4, exact_below=0)
+    index = tt.IVFIndex(vectors, nlist=64, target_recall=0.7, exact_below=0)
     queries = torch.from_numpy(random.normal(size=(60, 16)).astype(np.float32))
     pairs = torch.tensor(
         [(row, key) for row in range(60) for key in random.choice(4000, row % 40, replace=False).tolist()]
