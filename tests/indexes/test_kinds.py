@@ -187,3 +187,19 @@ def test_what_is_passed_over_was_not_among_the_best() -> None:
     order = np.lexsort((keys.expand(40, -1).numpy(), -(queries @ vectors.T).numpy()), axis=1)[:, :30]
     assert np.array_equal(found, keys[order])
     assert np.array_equal(scores, (queries @ vectors.T).gather(1, torch.from_numpy(order)))
+
+
+def test_what_one_query_finds_does_not_depend_on_what_others_exclude() -> None:
+    random = np.random.default_rng(3)
+    vectors = torch.from_numpy(random.normal(size=(4000, 16)).astype(np.float32))
+    index = tt.IVFIndex(vectors, nlist=64, target_recall=0.7, exact_below=0)
+    queries = torch.from_numpy(random.normal(size=(60, 16)).astype(np.float32))
+    pairs = torch.tensor(
+        [(row, key) for row in range(60) for key in random.choice(4000, row % 40, replace=False).tolist()]
+    )
+    scores, keys = index.search(queries, 10, exclude=pairs)
+    for row in range(60):
+        own = pairs[pairs[:, 0] == row] * torch.tensor([0, 1])
+        alone = index.search(queries[row : row + 1], 10, exclude=own)
+        assert torch.equal(alone[1][0], keys[row])
+        assert torch.equal(alone[0][0], scores[row])

@@ -201,7 +201,9 @@ class LocalIndex(Index):
         order = np.ceil(np.log2(np.maximum(excluded, 16) / 16)).astype(int) * (excluded > 0) - (excluded == 0)
         for group in np.unique(order):
             rows = np.flatnonzero(order == group)
-            found = self._find(queries[rows], k, int(excluded[rows].max()), allowed)
+            # as many as the group may exclude, not as these rows do: what one finds must not depend on the others
+            more = 16 << int(group) if group >= 0 else 0
+            found = self._find(queries[rows], k, more, allowed)
             mine = np.isin(row, rows)
             codes = np.searchsorted(rows, row[mine]) * self.rows.used + slot[mine]
             found[np.isin(np.arange(len(rows))[:, None] * self.rows.used + found, codes)] = -1
