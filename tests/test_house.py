@@ -52,8 +52,8 @@ LINE = [
     "experiment.bundling", "experiment.build", "experiment.measuring", "experiment.lock", "experiment.folder",
     "experiment.run", "experiment.recommending", "experiment.tuning", "nightly.rules", "nightly.known",
     "nightly.fresh", "nightly.learning", "nightly.judging", "nightly.publishing", "nightly.verdict",
-    "nightly.refresh", "cli.show", "cli.common", "cli.init", "cli.train", "cli.evaluate", "cli.compare",
-    "cli.recommend", "cli.refresh", "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
+    "nightly.refresh", "cli.show", "cli.common", "cli.progress", "cli.init", "cli.train", "cli.evaluate",
+    "cli.compare", "cli.recommend", "cli.refresh", "cli.report", "cli.serve", "cli.tune", "cli.app", "__main__",
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from twotower.cli import common
 from twotower.cli.show import console, interval, new_table, number, show_evaluations
 
 if TYPE_CHECKING:
+    from twotower.cli.progress import progress
     from twotower.experiment.folder import Run
 
 
@@ -33,7 +34,7 @@ def compare(
     for run in opened:
         run.check_complete()
         _check_comparable(opened[0], run, on)
-    with common.progress(opened[0].config.main_metric):
+    with progress(opened[0].config.main_metric):
         found = [
             replace(evaluate_run(run, on, baselines=False, say=common.say)[0], name=str(folder))
             for run, folder in zip(opened, runs, strict=True)

@@ -24,11 +24,12 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure anew what was measured before.")] = False,
 ) -> None:
     """Rank the whole catalogue for every query of the test, with the model and the baselines."""
+    from twotower.cli.progress import progress
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run
 
     opened = Run(run)
-    with common.progress(opened.config.main_metric):
+    with progress(opened.config.main_metric):
         found = evaluate_run(opened, on, data=data, baselines=baselines, overwrite=overwrite, say=common.say)
     show_evaluations(found, str(data or on).capitalize() if data is None else str(data))
     show_slices(found[0], opened.config.main_metric)

@@ -19,6 +19,7 @@ def report(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
 ) -> None:
     """Write a page that tells what was trained, how it went and what it is worth."""
+    from twotower.cli.progress import progress
     from twotower.experiment.folder import Run
     from twotower.experiment.run import evaluate_run
     from twotower.files import check_writable
@@ -30,7 +31,7 @@ def report(
         raise ValueError(f"{path} is there already. Give --overwrite, or another --out.")
     opened.check_complete()
     check_writable(path)
-    with common.progress(opened.config.main_metric):
+    with progress(opened.config.main_metric):
         found = evaluate_run(opened, on, say=common.say)
     tables = opened.tables()
     data = ReportData(

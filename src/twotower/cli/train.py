@@ -34,13 +34,14 @@ def train(
     changes: Changes = None,
 ) -> None:
     """Train, save, and measure on the validation part; the test is left for `evaluate`."""
+    from twotower.cli.progress import progress
     from twotower.experiment.run import train_run
 
     loaded = common.load(config, changes or [])
     folder = run or Path("runs") / config.stem
     again = "".join(f" --set {shlex.quote(change)}" for change in changes or [])
     command = f"twotower train {shlex.quote(str(config))} --run {shlex.quote(str(folder))} --resume{again}"
-    with common.stoppable(command), common.progress(loaded.main_metric) as epochs:
+    with common.stoppable(command), progress(loaded.main_metric) as epochs:
         made = train_run(
             loaded,
             folder,

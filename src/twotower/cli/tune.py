@@ -26,13 +26,14 @@ def tune(
     changes: Changes = None,
 ) -> None:
     """Search with Optuna by the validation part alone, and write the best config."""
+    from twotower.cli.progress import progress
     from twotower.experiment.tuning import tune as search
 
     loaded = common.load(config, changes or [])
     folder = run or Path("runs") / f"{config.stem}-tune"
     again = "".join(f" --set {shlex.quote(change)}" for change in changes or [])
     command = f"twotower tune {shlex.quote(str(config))} --run {shlex.quote(str(folder))} --resume{again}"
-    with common.stoppable(command), common.progress(loaded.main_metric):
+    with common.stoppable(command), progress(loaded.main_metric):
         found = search(
             loaded,
             folder,
