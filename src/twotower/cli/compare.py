@@ -10,7 +10,6 @@ from twotower.cli import common
 from twotower.cli.show import console, interval, new_table, number, show_evaluations
 
 if TYPE_CHECKING:
-    from twotower.cli.progress import progress
     from twotower.experiment.folder import Run
 
 
@@ -22,6 +21,7 @@ def compare(
     on: Annotated[str, typer.Option("--on", help="test or validation.")] = "test",
 ) -> None:
     """Put runs side by side, and test their differences query by query."""
+    from twotower.cli.progress import progress
     from twotower.evaluation import compare as paired
     from twotower.experiment.folder import Run, differing
     from twotower.experiment.run import evaluate_run
