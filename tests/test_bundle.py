@@ -97,12 +97,15 @@ def test_harm_to_any_file_is_found_and_named(harm: str, retriever: tt.Retriever,
         shutil.rmtree(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"format": 1, "twotower": "0.0.1"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", '{"format": 1, "twotower": "0.0.1"}', "[]", '{"format": 2}', '{"format": 2, "files": {"a": 1}}'],
+)
 def test_a_manifest_that_cannot_be_read_says_so(content: str, retriever: tt.Retriever, tmp_path: Path) -> None:
     retriever.save(tmp_path / "bundle")
     (tmp_path / "bundle" / "manifest.json").write_text(content)
     with pytest.raises(
-        ValueError, match=r"manifest.json was changed or cut short|has format 1, written by twotower 0.0.1"
+        ValueError, match=r"manifest.json (was changed or cut short|holds no object|lacks)|has format 1, written"
     ):
         tt.Retriever.load(tmp_path / "bundle")
 
@@ -154,6 +157,19 @@ def test_a_tower_that_gives_other_vectors_is_refused(retriever: tt.Retriever, tm
     sign(tmp_path / "bundle")
     with pytest.raises(ValueError, match="the candidate tower .* gives other vectors than its index holds"):
         tt.Retriever.load(tmp_path / "bundle")
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_is_read_itself(retriever: tt.Retriever, tmp_path: Path) -> None:
+    retriever.save(tmp_path / "run[1]")
+    other = make(3)
+    other.delete([f"i{n}" for n in range(20)])
+    other.save(tmp_path / "run1")
+    assert tt.Retriever.load(tmp_path / "run[1]").bundle.items.equals(ITEMS)
+
+
+def test_a_column_that_the_bundle_keeps_for_itself_is_refused(retriever: tt.Retriever) -> None:
+    with pytest.raises(ValueError, match="a column '__key', which a bundle keeps for itself"):
+        tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, ITEMS.with_columns(__key=pl.lit(1)))
 
 
 # a writer that is killed at its n-th opening, renaming, making or removing of a file, or call of the system's exchange

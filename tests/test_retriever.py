@@ -212,3 +212,61 @@ def test_nothing_in_a_query_is_ignored_or_made_to_fit(
 ) -> None:
     with pytest.raises(ValueError, match=says):
         retriever.recommend(queries)  # type: ignore[arg-type]
+
+
+def test_ids_of_another_type_could_never_be_left_out(retriever: tt.Retriever) -> None:
+    asked = [{"user_id": "u3"}]
+    for wrong in (["3000000001"], [3_000_000_001.0], [True]):
+        with pytest.raises(ValueError, match="ids of items are integers, as column 'item_id' holds them; got"):
+            retriever.recommend(asked, exclude=[wrong])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="ids of items are integers"):
+            retriever.recommend(asked, only=wrong)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="ids of items are integers"):
+            retriever.recommend_histories([wrong])  # type: ignore[list-item]
+        with pytest.raises(ValueError, match="ids of items are integers"):
+            retriever.similar(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="ids come in a list, got 'film'"):
+        retriever.recommend(asked, exclude=["film"])
+    seen = USERS.with_columns(pl.col("seen").cast(pl.List(pl.String)))
+    with pytest.raises(ValueError, match="lists seen items as String, but the items' ids are Int64"):
+        users = tt.ParquetFeatures(seen, key="user_id")
+        tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, ITEMS, users=users)
+
+
+def test_a_context_may_hold_lists_and_goes_before_what_is_stored() -> None:
+    columns = {
+        "item_id": Categorical(Tags.ITEM_ID),
+        "past": Categorical(Tags.USER, share="item_id"),
+        "age": Numeric(Tags.USER),
+    }
+    events = EVENTS.with_columns(past=pl.lit([3_000_000_001, 3_000_000_002]), age=pl.lit(30.0))
+    preprocessor = tt.Preprocessor(columns).fit(events, ITEMS.select("item_id"))
+    query, candidate = (
+        tt.Encoder(preprocessor.schema.select_by_tag(t), tt.MLPBlock([8])) for t in (Tags.USER, Tags.ITEM)
+    )
+    users = pl.DataFrame({"id": [1, 2], "past": [[3_000_000_003], []], "age": [31.0, None]})
+    store = tt.ParquetFeatures(users, key="id")
+    retriever = tt.Retriever(tt.TwoTowerModelV2(query, candidate), preprocessor, ITEMS, users=store)
+    now = {"past": [3_000_000_004, 3_000_000_009], "age": 20.0}
+    found = retriever.recommend_users([1, 2, 1], k=3, context=now)
+    assert found.equals(retriever.recommend([now] * 3, k=3))
+    with pytest.raises(ValueError, match="the model does not read 'ages'"):
+        retriever.recommend_users([1], context={"ages": 3})
+    with pytest.raises(
+        ValueError, match="nothing is known of 1 of 2 users, such as 7"
+    ):  # and not that its age is missing
+        retriever.recommend_users([1, 7])
+
+
+def test_nothing_asked_and_nothing_left(retriever: tt.Retriever, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    for found in (retriever.recommend_users([]), retriever.recommend_histories([]), retriever.similar([])):
+        assert found.columns == ["query", "rank", "score", "item_id", "price", "title"]
+        assert not len(found)
+    empty = tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, ITEMS)
+    empty.delete(ITEMS["item_id"].to_list())
+    assert not len(empty.recommend([{"user_id": "u1"}]))
+    empty.save(tmp_path / "bundle")
+    again = tt.Retriever.load(tmp_path / "bundle")
+    assert not len(again.recommend([{"user_id": "u1"}]))
+    again.upsert(ITEMS)
+    assert again.recommend([{"user_id": "u1"}]).equals(retriever.recommend([{"user_id": "u1"}]))

@@ -41,7 +41,9 @@ from twotower.schema_io import schema_to_json
 FORMAT = 2
 KEY = "__key"  # the column of items.parquet that says under which key the index holds an item
 MADE_FROM = ("model/weights.safetensors", "preprocessor/preprocessor.json", "items.parquet")
+ALWAYS = (*MADE_FROM, "model/module.json", "index/index.json", "index/built-from.json", "metrics.json")
 AGAIN = "save the bundle again, as a whole."
+TRIES = 3  # a bundle that is replaced while it is read is read again
 CHECKED_ITEMS = 4  # encoded again when a bundle is loaded
 TOLERANCE = 1e-3  # of their vectors: another processor rounds otherwise
 
@@ -80,10 +82,16 @@ class Bundle:
                 f"the index holds vectors of width {self.index.dim}, but the candidate tower gives "
                 f"{self.model.candidate.dim}: they do not belong together. Build the index from this model's candidates."
             )
+        if KEY in self.items.columns:
+            raise ValueError(f"the items have a column {KEY!r}, which a bundle keeps for itself; rename it.")
         if len(self.items) != len(self.keys) or len(self.index) != len(self.keys):
             raise ValueError(
                 f"the index holds {len(self.index)} candidates, but there are {len(self.items)} items with "
                 f"{len(self.keys)} keys: they do not belong together. Build the index from these items."
+            )
+        if not torch.equal(self.keys.sort().values, self.index.keys.cpu().sort().values):
+            raise ValueError(
+                "the index holds other candidates than the items: build it from these items, with their keys."
             )
 
     @property
@@ -137,20 +145,29 @@ def load_bundle(path: PathLike, custom_objects: Mapping[str, type] | None = None
             together; the part is named.
     """
     folder = Path(path)
-    manifest = _verified(folder)
+    for _ in range(TRIES):
+        manifest = _verified(folder)
+        bundle = _read(folder, manifest, custom_objects)
+        if read_manifest(folder) == manifest:
+            return bundle
+    raise ValueError(f"the bundle at {folder} changed {TRIES} times while it was read. Try again.")
+
+
+def _read(folder: Path, manifest: Mapping[str, Any], custom_objects: Mapping[str, type] | None) -> Bundle:
+    """What was verified."""
     model = RetrievalModelV2.load(folder / "model", custom_objects)
     if _schema_hash(model.input_schema) != manifest["schema"]:
         raise ValueError(
             f"the model in the bundle at {folder} reads another schema than the bundle was saved with: {AGAIN}"
         )
-    table = pl.read_parquet(folder / "items.parquet")
+    table = pl.read_parquet(folder / "items.parquet", glob=False)
     users, origin = folder / "users.sqlite", folder / "origin.json"
     bundle = Bundle(
         model,
         Preprocessor.load(folder / "preprocessor"),
         table.drop(KEY),
         torch.from_numpy(table[KEY].to_numpy().copy()),
-        load_index(folder / "index"),
+        load_index(folder / "index", {n: c for n, c in (custom_objects or {}).items() if issubclass(c, Index)}),
         SQLiteFeatures(users, read_only=True) if users.exists() else None,
         json.loads((folder / "metrics.json").read_text()),
         json.loads(origin.read_text()) if origin.exists() else {},
@@ -175,10 +192,21 @@ def read_manifest(path: PathLike) -> dict[str, Any]:
         raise ValueError(
             f"the bundle at {path} is damaged: manifest.json was changed or cut short ({error})."
         ) from error
+    if not isinstance(manifest, dict):
+        raise ValueError(f"the bundle at {path} is damaged: manifest.json holds no object, but {str(manifest)[:50]}.")
     if manifest.get("format") != FORMAT:
         raise ValueError(
             f"the bundle at {path} has format {manifest.get('format')}, written by twotower {manifest.get('twotower')}; this "
             f"version reads {FORMAT}. Save it again with this version."
+        )
+    files = manifest.get("files")
+    whole = isinstance(files, dict) and all(
+        isinstance(f, dict) and isinstance(f.get("sha256"), str) for f in files.values()
+    )
+    lacking = [name for name in ALWAYS if not isinstance(files, dict) or name not in files]
+    if not whole or lacking or not isinstance(manifest.get("schema"), str):
+        raise ValueError(
+            f"the bundle at {path} is damaged: manifest.json lacks {lacking or 'what a bundle has'}. {AGAIN.capitalize()}"
         )
     return manifest
 
@@ -211,6 +239,8 @@ def _verified(folder: Path) -> dict[str, Any]:
 def _check_vectors(bundle: Bundle, folder: Path) -> None:
     """The tower must still give the vectors that the index holds."""
     some = bundle.items.head(CHECKED_ITEMS)
+    if not len(some):
+        return
     now = embed(bundle.model.candidate, bundle.preprocessor.transform(some))
     held = bundle.index.vectors_of(bundle.keys[:CHECKED_ITEMS])
     if not torch.allclose(now, held, rtol=TOLERANCE, atol=TOLERANCE * float(held.abs().max())):

@@ -96,7 +96,7 @@ def _parsed(query: str | None) -> dict[str, Any]:
 def _users(path: Path, user: str) -> list[Any]:
     if not path.exists():
         raise ValueError(f"--users-file: there is no {path}.")
-    table = pl.read_parquet(path)
+    table = pl.read_parquet(path, glob=False)
     if user not in table.columns:
         raise ValueError(f"--users-file: {path} has no column {user!r}, but {', '.join(table.columns)}.")
     return table[user].unique(maintain_order=True).to_list()

@@ -273,7 +273,7 @@ class Preprocessor:
         loaded = cls({name: _declaration(dict(entry)) for name, entry in text["columns"].items()})
         known = loaded._known
         for number, (name, oov_buckets) in enumerate(text["vocabularies"]):
-            values = pl.read_parquet(folder / f"vocabulary-{number}.parquet")["value"].alias("")
+            values = pl.read_parquet(folder / f"vocabulary-{number}.parquet", glob=False)["value"].alias("")
             known.vocabularies[name] = Vocabulary(name, values, oov_buckets)
         for number, name in enumerate(text["vectors"]):
             known.vectors[name] = load_vectors(folder / f"vectors-{number}.npy")

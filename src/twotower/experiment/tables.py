@@ -56,10 +56,10 @@ class Tables:
         """Read what `save` wrote."""
         folder = Path(path)
         train, validation, test, items = (
-            pl.read_parquet(folder / f"{name}.parquet") for name in ("train", "validation", "test", "items")
+            pl.read_parquet(folder / f"{name}.parquet", glob=False) for name in ("train", "validation", "test", "items")
         )
         users = folder / "users.parquet"
-        return cls(train, validation, test, items, pl.read_parquet(users) if users.exists() else None)
+        return cls(train, validation, test, items, pl.read_parquet(users, glob=False) if users.exists() else None)
 
 
 def read_tables(config: Config) -> tuple[Tables, list[str]]:

@@ -122,7 +122,7 @@ class Rows:
         held = safetensors.torch.load_file(folder / "rows.safetensors")
         file = folder / "attributes.parquet"
         keys, alive = held["keys"].numpy(), held["alive"].numpy()
-        rows = cls(held["vectors"], keys, pl.read_parquet(file) if file.exists() else None)
+        rows = cls(held["vectors"], keys, pl.read_parquet(file, glob=False) if file.exists() else None)
         if not alive.all():
             rows._alive[:], rows.count = alive, int(alive.sum())
             live = np.flatnonzero(alive)

@@ -40,7 +40,7 @@ class Items:
         return len(self.table)
 
     def __contains__(self, raw: object) -> bool:
-        return raw in self._key
+        return type(raw) in (int, str) and raw in self._key
 
     @property
     def attributes(self) -> pl.DataFrame:
@@ -53,14 +53,31 @@ class Items:
         Raises:
             ValueError: an id that is no item.
         """
+        self._check_types(ids)
         unknown = [raw for raw in ids if raw not in self._key]
         if unknown:
             raise ValueError(f"no item has the id {unknown[0]!r} ({len(unknown)} of {len(ids)} ids are unknown).")
         return torch.tensor([self._key[raw] for raw in ids], dtype=torch.int64)
 
     def known_keys_of(self, ids: Sequence[RawId]) -> Int[Tensor, "n"]:
-        """The keys of those ids that are items."""
+        """The keys of those ids that are items.
+
+        Raises:
+            ValueError: an id of another type than the items have, which could never be one.
+        """
+        self._check_types(ids)
         return torch.tensor([self._key[raw] for raw in ids if raw in self._key], dtype=torch.int64)
+
+    def _check_types(self, ids: Sequence[RawId]) -> None:
+        kind = int if self.table.schema[self.id_name].is_integer() else str
+        if isinstance(ids, (str, bytes)):
+            raise ValueError(f"ids come in a list, got {ids!r}: put it in brackets.")
+        wrong = [raw for raw in ids if type(raw) is not kind]
+        if wrong:
+            raise ValueError(
+                f"ids of items are {'integers' if kind is int else 'strings'}, as column {self.id_name!r} holds them; got "
+                f"{wrong[0]!r}, which is {type(wrong[0]).__name__}."
+            )
 
     def at(self, keys: Int[Tensor, "n"]) -> pl.DataFrame:
         """The rows of keys."""

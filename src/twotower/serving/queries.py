@@ -52,6 +52,19 @@ def _complete(query: object, needed: Sequence[str]) -> Query:
     return query
 
 
+def with_contexts(rows: pl.DataFrame, contexts: Sequence[Query]) -> pl.DataFrame:
+    """Rows of raw columns, in which contexts, one a row and all of the same columns, take the place of what was there.
+
+    Raises:
+        ValueError: a column that the rows do not have.
+    """
+    named = list(contexts[0]) if contexts else []
+    extra = [name for name in named if name not in rows.columns]
+    if extra:
+        raise ValueError(f"the model does not read {extra[0]!r}; a context may hold {rows.columns}.")
+    return rows.with_columns(query_frame(list(contexts), named).get_columns()) if named else rows
+
+
 def signature(query: Query) -> tuple[tuple[str, str], ...]:
     """The types of a query's values: what may stand in one table with it has the same, but for missing values."""
     return tuple(sorted((name, kind) for name, value in query.items() if (kind := _kind(value)) is not None))

@@ -17,7 +17,7 @@ from twotower.indexes.filters import Filter
 from twotower.serving.cards import Cards
 from twotower.serving.encoding import embed_rows
 from twotower.serving.items import RawId
-from twotower.serving.queries import check_query, query_frame, signature
+from twotower.serving.queries import check_query, signature, with_contexts
 from twotower.serving.retriever import Retriever
 
 T = TypeVar("T")
@@ -201,13 +201,8 @@ class _Answering:
 
     def _embed(self, rows: pl.DataFrame, contexts: Sequence[Mapping[str, Any]]) -> Tensor:
         """The vectors of users' rows, in which contexts of the same columns take the place of what the store holds."""
-        retriever, named = self.retriever, list(contexts[0])
-        extra = [name for name in named if name not in retriever.query_columns]
-        if extra:
-            raise ValueError(f"the model does not read {extra[0]!r}; a context may hold {retriever.query_columns}.")
-        if named:
-            rows = rows.with_columns(query_frame(list(contexts), named).get_columns())
-        return embed_rows(retriever.bundle.model.query, retriever.bundle.preprocessor, rows)
+        bundle = self.retriever.bundle
+        return embed_rows(bundle.model.query, bundle.preprocessor, with_contexts(rows, contexts))
 
     def _of_histories(self, numbers: Sequence[int]) -> dict[int, _Search]:
         retriever, column = self.retriever, self.retriever.history_column
@@ -215,11 +210,14 @@ class _Answering:
         hidden = {n: () if self.questions[n].seen else histories[n] for n in numbers}
         known = {}
         for n, history in histories.items():
-            if len(retriever.items.known_keys_of(history)):
-                known[n] = history
+            try:
+                if not len(retriever.items.known_keys_of(history)):
+                    text = "the history holds no item that is known, so that there is nothing to go by"
+                    raise ValueError(f"{text}: {history[:5]}.")
+            except ValueError as error:
+                self.given[n] = Refusal(str(error))
             else:
-                text = f"the history holds no item that is known, so that there is nothing to go by: {history[:5]}."
-                self.given[n] = Refusal(text)
+                known[n] = history
         if column is not None:
             around = dict.fromkeys(retriever.query_columns)
             return self._of_rows(

@@ -15,7 +15,7 @@ from twotower.candidates import TopK
 from twotower.data.dataset import Dataset, Source
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Queries, ScoreQueries, score_vectors
-from twotower.feature_stores.base import Features, FeatureStore
+from twotower.feature_stores.base import SEEN, Features, FeatureStore
 from twotower.files import PathLike
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
@@ -24,7 +24,7 @@ from twotower.indexes.kinds import MakeIndex, index_kind
 from twotower.models.base import RetrievalModelV2
 from twotower.serving.encoding import embed_rows, find_history_column
 from twotower.serving.items import Items, RawId
-from twotower.serving.queries import Query, query_frame
+from twotower.serving.queries import Query, query_frame, with_contexts
 
 Where = Filter | Mapping[str, object]
 
@@ -80,6 +80,7 @@ class Retriever:
                     f"the feature store lacks {lacking}, which the query tower reads; it has "
                     f"{list(bundle.users.schema)}. Write it with all of {self.query_columns}."
                 )
+            _check_seen(bundle.users, items)
 
     # ---- files
 
@@ -167,12 +168,6 @@ class Retriever:
             ValueError: there is no feature store, or it does not know a user.
         """
         vectors, features = self.encode_users(users, context)
-        unknown = [raw for raw, known in zip(users, features.known, strict=True) if not known]
-        if unknown:
-            raise ValueError(
-                f"nothing is known of {len(unknown)} of {len(users)} users, such as {unknown[0]!r}. Ask with a query of "
-                f"{self.query_columns}, or with a history."
-            )
         hidden = exclude if seen else _joined(features.seen, exclude)
         return self._table(self.nearest(vectors, k, hidden, only=only, where=where))
 
@@ -278,26 +273,28 @@ class Retriever:
     def encode_users(
         self, users: Sequence[RawId], context: Query | None = None
     ) -> tuple[Float[Tensor, "B D"], Features]:
-        """The vectors of users by id, as of an unknown person where the store does not know one, and what it knows."""
+        """The vectors of users by id, and what the store knows of them; ValueError for one that it does not know."""
         if self.bundle.users is None:
             raise ValueError(
                 "there is no feature store to look users up in: give Retriever(..., users=), or ask with whole queries of "
                 f"{self.query_columns}."
             )
         features = self.bundle.users.look_up(users)
-        rows = features.rows.select(self.query_columns)
-        if context:
-            extra = [name for name in context if name not in self.query_columns]
-            if extra:
-                raise ValueError(f"the model does not read {extra[0]!r}; a context may hold {self.query_columns}.")
-            given = query_frame([{**rows.row(0, named=True), **context}], self.query_columns) if len(rows) else rows
-            rows = rows.with_columns(pl.lit(given[name][0], dtype=given.schema[name]).alias(name) for name in context)
+        unknown = [raw for raw, known in zip(users, features.known, strict=True) if not known]
+        if unknown:
+            raise ValueError(
+                f"nothing is known of {len(unknown)} of {len(users)} users, such as {unknown[0]!r}. Ask with a query of "
+                f"{self.query_columns}, or with a history."
+            )
+        rows = with_contexts(features.rows.select(self.query_columns), [context or {}] * len(users))
         return embed_rows(self.bundle.model.query, self.bundle.preprocessor, rows), features
 
     def encode_histories(
         self, histories: Sequence[Sequence[RawId]], context: Query | None = None
     ) -> Float[Tensor, "B D"]:
         """The vectors of histories: of the query tower if it reads them, otherwise the mean of their items' unit vectors."""
+        if not histories:
+            return torch.zeros(0, self.bundle.index.dim)
         known = [self.items.known_keys_of(history) for history in histories]
         lost = [history for history, keys in zip(histories, known, strict=True) if not len(keys)]
         if lost:
@@ -354,6 +351,8 @@ class Retriever:
             raise ValueError(f"k must be at least 1, got {k}.")
         if exclude is not None and len(exclude) != len(vectors):
             raise ValueError(f"exclude must have one list for each of the {len(vectors)} queries, got {len(exclude)}.")
+        if not len(index):  # every item was withdrawn
+            return TopK(torch.zeros(len(vectors), 0), torch.zeros(len(vectors), 0, dtype=torch.int64))
         scores, keys = index.search(
             vectors,
             min(k, len(index)),
@@ -389,3 +388,14 @@ def _joined(one: Sequence[Sequence[RawId]], other: Sequence[Sequence[RawId]] | N
     if len(one) != len(other):
         raise ValueError(f"exclude must have one list for each of the {len(one)} queries, got {len(other)}.")
     return [[*a, *b] for a, b in zip(one, other, strict=True)]
+
+
+def _check_seen(users: FeatureStore, items: Items) -> None:
+    """ValueError when the seen items have ids of another type than the items: none of them would ever be left out."""
+    kind = users.schema.get(SEEN)
+    if isinstance(kind, pl.List) and kind.inner != pl.Null:
+        own = items.table.schema[items.id_name]
+        if (kind.inner.is_integer(), kind.inner == pl.String) != (own.is_integer(), own == pl.String):
+            raise ValueError(
+                f"the feature store lists seen items as {kind.inner}, but the items' ids are {own}: cast {SEEN!r}."
+            )
