@@ -83,7 +83,7 @@ def test_in_any_company_as_alone_and_as_in_process(questions: list[Question], ra
             assert isinstance(got, Refusal)
             continue
         if isinstance(got, Refusal):  # what only a server refuses
-            assert question.fields == ["what"], got
+            assert question.fields == ["what"] or "more" in (question.query or {}), got
             continue
         assert [result.id for result in got.results] == expected["item_id"].to_list()
         scores = np.array([result.score for result in got.results], dtype=np.float32)
