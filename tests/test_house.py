@@ -34,7 +34,7 @@ LINE = [
     "data.synthetic.world", "data.synthetic.generate", "baselines.base", "baselines.popularity", "baselines.matrix",
     "baselines.item_knn", "baselines.ease", "baselines.implicit_models", "baselines", "indexes.filters",
     "indexes.base", "indexes.rows", "indexes.scan", "indexes.local", "indexes.exact", "indexes.faiss_part",
-    "indexes.recall", "indexes.flat", "indexes.ivf", "indexes.hnsw", "indexes.scann", "indexes.qdrant",
+    "indexes.recall", "indexes.flat", "indexes.ivf", "indexes.hnsw", "indexes.scann", "indexes.payloads", "indexes.qdrant",
     "indexes.kinds", "indexes.report", "top_k", "models.parts", "models.positions", "models.scoring",
     "models.storing", "models.growing", "models.base", "models.two_tower", "models.matrix_factorization",
     "models.youtube_dnn", "feature_stores.base", "feature_stores.cells", "feature_stores.sqlite",

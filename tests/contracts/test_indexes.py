@@ -249,8 +249,7 @@ def test_upsert_and_delete_are_a_new_index(case: tuple[Make, bool]) -> None:
 def test_the_same_after_save_and_load(case: tuple[Make, bool], tmp_path: Path) -> None:
     make, whole = case
     world, queries = World(whole), asked(whole)
-    kept = {"location": str(tmp_path / "store")} if make is tt.QdrantIndex else {}
-    index = make(*world.parts(), **kept)
+    index = make(*world.parts())
     index.delete(world.keys[:5])
     index.save(tmp_path / "index")
     text = json.loads((tmp_path / "index" / "index.json").read_text())
@@ -259,8 +258,6 @@ def test_the_same_after_save_and_load(case: tuple[Make, bool], tmp_path: Path) -
     where = tt.Filter.parse(FILTERS["half"][0])
     asking = ({}, {"where": where}, {"exclude": torch.tensor([[1, int(world.keys[7])]])})
     before = [index.search(queries, 8, **how) for how in asking]
-    if isinstance(index, tt.QdrantIndex):
-        index.close()  # its folder is open to one at a time
     again = tt.load_index(tmp_path / "index")
     assert type(again) is type(index)
     assert (len(again), again.dim, dict(again.attribute_types or {})) == (N - 5, D, dict(index.attribute_types or {}))

@@ -1,6 +1,7 @@
 """What is each kind's own: recall where it was promised, changes far beyond what it was built for, warnings."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -77,6 +78,18 @@ def test_flat_codes_hold_any_size_of_vectors() -> None:
         assert recall_of(index.search(QUERIES, 100)[1].numpy(), best) > 0.9995
 
 
+@pytest.mark.parametrize("kind", [tt.FlatIndex, tt.HNSWIndex])
+@pytest.mark.parametrize("first", [0.0, 1e-6])
+def test_codes_hold_vectors_far_larger_than_the_first(kind, first: float) -> None:  # type: ignore[no-untyped-def]
+    """1e6 times 1 / 1e-6 is beyond half precision, whose largest number is 65,504; of nothing but zeros the scale is 1."""
+    index = kind(first * VECTORS[:50], exact_below=0)
+    assert index._scale == (1.0 if first == 0 else pytest.approx(1 / float((first * VECTORS[:50]).abs().max())))
+    index.upsert(torch.arange(50, 1050), 1e6 * VECTORS[:1000])
+    truth = tt.ExactIndex(torch.cat([first * VECTORS[:50], 1e6 * VECTORS[:1000]]))
+    best = truth.search(QUERIES, 20)[1].numpy()
+    assert recall_of(index.search(QUERIES, 20)[1].numpy(), best) > 0.95
+
+
 def test_a_graph_tells_what_it_misses() -> None:
     with pytest.warns(
         tt.LowRecallWarning, match=r"the graph finds 0\.\d+ of the best 100 candidates, less than target_recall"
@@ -95,6 +108,37 @@ def test_scann_reads_as_many_lists_as_it_needs() -> None:
     assert recall(index, 100) == pytest.approx(index.measured_recall, abs=0.01)
     for share in (0.5, 0.2):
         assert recall(index, 20, where=tt.Filter.parse({"share": {"lt": share}})) >= 0.93
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "scann_docids.pkl").write_bytes(b""), r"holds \['scann_docids.pkl'\]"),
+        (lambda folder: (folder / "scann_config.pb").unlink(), r"lacks \['scann_config.pb'\]"),
+        (lambda folder: rename_asset(folder, "../../other.npy"), "names '../../other.npy', which is none of the files"),
+        (lambda folder: rename_asset(folder, "/etc/passwd"), "names '/etc/passwd', which is none of the files"),
+        (lambda folder: rename_asset(folder, r"\\057etc\\057passwd"), "is no list of files"),
+        (lambda folder: rename_asset(folder, "x' asset_path: '/etc/passwd"), "names .*which is none of the files"),
+        (lambda folder: link(folder / "dataset.npy"), "holds links or folders"),
+    ],
+)
+def test_scann_reads_its_own_files_alone(spoil, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """It would run the pickle, and read another path."""
+    tt.ScaNNIndex(VECTORS[:100]).save(tmp_path / "index")
+    assert len(tt.load_index(tmp_path / "index")) == 100
+    spoil(tmp_path / "index" / "scann")
+    with pytest.raises(ValueError, match=message):
+        tt.load_index(tmp_path / "index")
+
+
+def rename_asset(folder: Path, name: str) -> None:
+    text = (folder / "scann_assets.pbtxt").read_text()
+    (folder / "scann_assets.pbtxt").write_text(text.replace("dataset.npy", name))
+
+
+def link(file: Path) -> None:
+    file.rename(file.parent.parent / "elsewhere")
+    file.symlink_to(file.parent.parent / "elsewhere")
 
 
 @pytest.mark.parametrize("kind", [tt.FlatIndex, tt.IVFIndex, tt.HNSWIndex, tt.ScaNNIndex])

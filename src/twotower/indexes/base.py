@@ -150,15 +150,19 @@ class Index(ABC):
         Raises:
             ValueError: no index at the path, or one of another kind or format.
         """
-        text = read_index_json(path)
-        if text["kind"] != cls.kind:
-            raise ValueError(f"{path} holds an index of kind {text['kind']!r}, not {cls.kind!r}: use load_index.")
         index = cls.__new__(cls)
-        index.dim = text["dim"]
-        index._load(Path(path), text)
-        if len(index) != text["count"]:
-            raise ValueError(f"the index at {path} is damaged: {len(index)} candidates, {text['count']} were saved.")
+        index._restore(path)
         return index
+
+    @final
+    def _restore(self, path: PathLike) -> None:
+        text = read_index_json(path)
+        if text["kind"] != self.kind:
+            raise ValueError(f"{path} holds an index of kind {text['kind']!r}, not {self.kind!r}: use load_index.")
+        self.dim = text["dim"]
+        self._load(Path(path), text)
+        if len(self) != text["count"]:
+            raise ValueError(f"the index at {path} is damaged: {len(self)} candidates, {text['count']} were saved.")
 
     # ---- what a kind does; everything is checked before
 

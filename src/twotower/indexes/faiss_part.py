@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from twotower.errors import need
 from twotower.indexes.local import Allowed
+
+# the largest numbers of float32, nearly, and of half precision
+FLOAT32, HALF = 3e38, 65_504
 
 
 def load_faiss(who: str) -> Any:
@@ -21,6 +25,17 @@ def selector(faiss: Any, allowed: Allowed) -> Any:
         allowed.notes["selector"] = faiss.IDSelectorBitmap(bits)
         allowed.notes["bits"] = bits  # which the selector only points to
     return allowed.notes["selector"]
+
+
+def scale_of(vectors: Tensor) -> float:
+    """What brings the largest number to 1: half precision holds up to 65,504 and loses digits below 0.0001."""
+    largest = float(vectors.abs().max()) if len(vectors) else 0.0
+    return 1 / largest if largest > 1 / FLOAT32 else 1.0  # vectors of nothing but zeros need none
+
+
+def fits(vectors: Tensor, scale: float) -> bool:
+    """Whether half precision holds the vectors at a scale that was chosen for others."""
+    return float(vectors.abs().max()) * scale <= HALF
 
 
 def search_lists(

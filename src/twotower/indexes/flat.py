@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
-from twotower.indexes.faiss_part import load_faiss, read, selector, write
+from twotower.indexes.faiss_part import fits, load_faiss, read, scale_of, selector, write
 from twotower.indexes.local import Allowed, LocalIndex, wider
 
 
@@ -50,8 +50,7 @@ class FlatIndex(LocalIndex):
 
     def _build(self) -> None:
         faiss, vectors = self._faiss, self.rows.vectors
-        # half precision holds up to 65,504 and loses digits below 0.0001: scaled by the largest, neither is near
-        self._scale = 1 / max(float(vectors.abs().max()), 1e-30)
+        self._scale = scale_of(vectors)
         self._codes = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._add(vectors)
 
@@ -70,7 +69,11 @@ class FlatIndex(LocalIndex):
         return self._codes.search(queries.numpy(), width, params=chosen)[1]
 
     def _added(self, slots: np.ndarray) -> None:
-        self._add(self.rows.vectors[int(slots[0]) :])
+        vectors = self.rows.vectors[int(slots[0]) :]
+        if fits(vectors, self._scale):
+            self._add(vectors)
+        else:
+            self._renew()
 
     def _left(self, slots: np.ndarray) -> None:
         pass

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
-from twotower.indexes.faiss_part import load_faiss, read, selector, write
+from twotower.indexes.faiss_part import fits, load_faiss, read, scale_of, selector, write
 from twotower.indexes.local import Allowed, LocalIndex, wider
 from twotower.indexes.recall import nearest, recall_of, sample_queries, warn_of_low_recall
 
@@ -79,7 +79,7 @@ class HNSWIndex(LocalIndex):
 
     def _build(self) -> None:
         faiss, vectors = self._faiss, self.rows.vectors
-        self._scale = 1 / max(float(vectors.abs().max()), 1e-30)  # as in FlatIndex
+        self._scale = scale_of(vectors)
         self._graph = faiss.IndexHNSWSQ(
             self.dim, faiss.ScalarQuantizer.QT_fp16, self.neighbors, faiss.METRIC_INNER_PRODUCT
         )
@@ -102,7 +102,11 @@ class HNSWIndex(LocalIndex):
         return self._graph.search(queries.numpy(), width, params=chosen)[1]
 
     def _added(self, slots: np.ndarray) -> None:
-        self._add(self.rows.vectors[int(slots[0]) :])
+        vectors = self.rows.vectors[int(slots[0]) :]
+        if fits(vectors, self._scale):
+            self._add(vectors)
+        else:
+            self._renew()
 
     def _left(self, slots: np.ndarray) -> None:
         pass

@@ -1,12 +1,9 @@
 """QdrantIndex: candidates in a Qdrant collection, embedded or on a server, with filters in Qdrant's own search."""
 
-import datetime as dt
 import itertools
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.errors import explain_options, need
+from twotower.files import PathLike
 from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
-from twotower.indexes.filters import NEGATIONS, RANGES, Condition, DataType, Filter, checked, column_kind
+from twotower.indexes.filters import NEGATIONS, RANGES, Condition, DataType, Filter, checked
+from twotower.indexes.payloads import column, innermost, payload, payload_schema
+from twotower.indexes.rows import Rows
 
 # points or queries in one request
 POINTS, QUERIES = 1000, 64
@@ -31,6 +31,10 @@ class QdrantIndex(Index):
     On a server the search is approximate (HNSW) unless `exact`; the embedded store compares all, and is meant for some
     thousands of candidates. Scores are Qdrant's. A server changes points request by request, so what is checked here first is
     all or nothing, but not what a broken connection interrupts. Needs qdrant-client: pip install 'twotower[qdrant]'.
+
+    `save` writes the candidates themselves and nothing of where they are: `load` fills a collection in memory with them, or the
+    one that it is given. The embedded store of a folder is read with pickle, which runs what it holds: name only folders of
+    your own.
 
     Args:
         vectors, keys, attributes: as of every index; keys from 0 on.
@@ -45,6 +49,7 @@ class QdrantIndex(Index):
     """
 
     kind: ClassVar[str] = "qdrant"
+    _may_replace: bool
 
     @explain_options
     def __init__(
@@ -64,31 +69,41 @@ class QdrantIndex(Index):
         if not len(held):
             raise ValueError("an index needs at least one candidate, got none.")
         check_attributes(attributes, len(held))
-        _check_keys(numbers)
         self.dim = held.shape[1]
-        self.location = str(location)
-        self.collection = collection
         self.exact = exact
-        self._types = None if attributes is None else attributes.clear()
-        for name in [] if attributes is None else attributes.columns:
-            _check_name(name)
-        self._connect()
-        if self._client.collection_exists(collection):
-            if not replace:
-                raise ValueError(
-                    f"{location} has a collection {collection!r} already: give another name, replace=True to delete it, or "
-                    "QdrantIndex.load a saved index to go on with it."
-                )
-            self._client.delete_collection(collection)
-        models = self._models
-        self._client.create_collection(
-            collection, vectors_config=models.VectorParams(size=self.dim, distance=models.Distance.DOT)
-        )
-        if self._remote and self._types is not None:
-            for name, dtype in self._types.schema.items():
-                self._client.create_payload_index(collection, name, field_schema=_payload_schema(dtype))
-        self._upsert(numbers, held, attributes)
+        self._connect(location, collection, None)
+        self._fill(numbers, held, attributes, replace)
         self.build_seconds = time.perf_counter() - start
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        *,
+        location: str = ":memory:",
+        collection: str = "candidates",
+        replace: bool = False,
+        api_key: str | None = None,
+    ) -> "QdrantIndex":
+        """Read what `save` wrote, and fill a collection with it: in memory, or where it is asked for here.
+
+        Args:
+            path: the folder.
+            location, collection, replace: as when an index is made.
+            api_key: of a server; None for the environment's QDRANT_API_KEY.
+
+        Raises:
+            ValueError: no index at the path, or one of another kind or format; a collection of that name is there already.
+        """
+        index = cls.__new__(cls)
+        index._connect(location, collection, api_key)
+        index._may_replace = replace
+        try:
+            index._restore(path)
+        except BaseException:
+            index.close()
+            raise
+        return index
 
     def __len__(self) -> int:
         return self._count
@@ -202,12 +217,12 @@ class QdrantIndex(Index):
                     f"Qdrant has no order of texts: attribute {name!r} can be asked for eq, ne, in and not_in."
                 )
             span = models.DatetimeRange if kind == "time" else models.Range
-            return models.FieldCondition(key=name, range=span(**{condition.operator: _payload(values[0])}))
-        floats = kind.endswith("number") and not _innermost(dtype).is_integer()
+            return models.FieldCondition(key=name, range=span(**{condition.operator: payload(values[0])}))
+        floats = kind.endswith("number") and not innermost(dtype).is_integer()
         met: list[Any]
         if floats or kind.endswith("time"):
             span = models.DatetimeRange if kind.endswith("time") else models.Range
-            met = [models.FieldCondition(key=name, range=span(gte=_payload(v), lte=_payload(v))) for v in values]
+            met = [models.FieldCondition(key=name, range=span(gte=payload(v), lte=payload(v))) for v in values]
         elif kind.endswith("flag"):
             met = [models.FieldCondition(key=name, match=models.MatchValue(value=v)) for v in values]
         else:
@@ -226,7 +241,7 @@ class QdrantIndex(Index):
         _check_keys(keys)
         payloads: Sequence[dict[str, Json]] = [{}] * len(keys)
         if attributes is not None:
-            payloads = [{name: _payload(v) for name, v in row.items()} for row in attributes.iter_rows(named=True)]
+            payloads = [{name: payload(v) for name, v in row.items()} for row in attributes.iter_rows(named=True)]
         rows = vectors.cpu().tolist()
         for part in _parts(list(range(len(keys))), POINTS):
             batch = self._models.Batch(
@@ -261,32 +276,66 @@ class QdrantIndex(Index):
     # ---- files and connection
 
     def _save(self, folder: Path) -> Mapping[str, Json]:
-        if self.location == ":memory:":
-            raise ValueError("this QdrantIndex lives in memory alone: give location=, a folder or URL, to keep it.")
+        keys, vectors, payloads, offset = [], [], [], None
+        while True:
+            points, offset = self._client.scroll(
+                self.collection, limit=POINTS, offset=offset, with_payload=self._types is not None, with_vectors=True
+            )
+            keys += [int(point.id) for point in points]
+            vectors.append(np.array([point.vector for point in points], dtype=np.float32).reshape(-1, self.dim))
+            payloads += [point.payload for point in points]
+            if offset is None:
+                break
+        attributes = None
         if self._types is not None:
-            self._types.write_parquet(folder / "attribute_types.parquet")
-        return {"options": {"location": self.location, "collection": self.collection, "exact": self.exact}}
+            columns = {name: [row.get(name) for row in payloads] for name in self._types.columns}
+            attributes = pl.DataFrame([column(n, columns[n], dtype) for n, dtype in self._types.schema.items()])
+        rows = Rows(torch.from_numpy(np.concatenate(vectors)), np.array(keys, dtype=np.int64), attributes)
+        rows.save(folder)
+        return {"count": rows.count, "options": {"exact": self.exact}}
 
     def _load(self, folder: Path, text: Mapping[str, Json]) -> None:
-        self.location, self.collection = text["options"]["location"], text["options"]["collection"]
         self.exact = text["options"]["exact"]
-        types = folder / "attribute_types.parquet"
-        self._types = pl.read_parquet(types) if types.exists() else None
-        self._connect()
-        if not self._client.collection_exists(self.collection):
-            raise ValueError(f"{self.location} has no collection {self.collection!r} any more.")
-        self._recount()
+        rows = Rows.load(folder)
+        self._fill(rows.keys, rows.vectors, rows.attributes, self._may_replace)
 
-    def _connect(self) -> None:
+    def _connect(self, location: str, collection: str, api_key: str | None) -> None:
+        """To what the caller names: an address or a folder that came from a file would have the key, or run its pickles."""
+        self.location, self.collection = str(location), collection
         package = need("qdrant_client", "QdrantIndex", "qdrant")
         self._models = package.models
         self._remote = self.location.startswith(("http://", "https://"))
         if self._remote:
-            self._client = package.QdrantClient(url=self.location, api_key=os.environ.get(KEY_OF_THE_API))
+            key = os.environ.get(KEY_OF_THE_API) if api_key is None else api_key
+            self._client = package.QdrantClient(url=self.location, api_key=key)
+        elif api_key is not None:
+            raise ValueError(f"api_key is for a server's URL, and location is {self.location!r}.")
         elif self.location == ":memory:":
             self._client = package.QdrantClient(":memory:")
         else:
             self._client = package.QdrantClient(path=self.location)
+
+    def _fill(self, keys: np.ndarray, vectors: Tensor, attributes: pl.DataFrame | None, replace: bool) -> None:
+        """Make the collection and put the candidates into it."""
+        _check_keys(keys)
+        self._types = None if attributes is None else attributes.clear()
+        for name in [] if attributes is None else attributes.columns:
+            _check_name(name)
+        if self._client.collection_exists(self.collection):
+            if not replace:
+                raise ValueError(
+                    f"{self.location} has a collection {self.collection!r} already: give another name, or replace=True to "
+                    "delete it."
+                )
+            self._client.delete_collection(self.collection)
+        models = self._models
+        self._client.create_collection(
+            self.collection, vectors_config=models.VectorParams(size=self.dim, distance=models.Distance.DOT)
+        )
+        if self._remote and self._types is not None:
+            for name, dtype in self._types.schema.items():
+                self._client.create_payload_index(self.collection, name, field_schema=payload_schema(dtype))
+        self._upsert(keys, vectors, attributes)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
@@ -303,29 +352,3 @@ def _check_keys(keys: np.ndarray) -> None:
 def _check_name(name: str) -> None:
     if any(sign in name for sign in '.[]"'):
         raise ValueError(f"Qdrant reads '.', '[' and ']' in names as paths: rename attribute {name!r}.")
-
-
-def _payload(value: Any) -> Json:
-    """A value as Qdrant's JSON holds it: times in UTC, nan as missing."""
-    if isinstance(value, list):
-        return [_payload(item) for item in value]
-    if isinstance(value, Decimal):
-        return float(value)
-    if isinstance(value, float):
-        return None if math.isnan(value) else value
-    if isinstance(value, dt.date):
-        when = value if isinstance(value, dt.datetime) else dt.datetime(value.year, value.month, value.day)
-        utc = when.replace(tzinfo=dt.timezone.utc) if when.tzinfo is None else when.astimezone(dt.timezone.utc)
-        return utc.isoformat()
-    return value
-
-
-def _innermost(dtype: DataType) -> DataType:
-    return dtype.inner if isinstance(dtype, (pl.List, pl.Array)) else dtype
-
-
-def _payload_schema(dtype: DataType) -> str:
-    kind = column_kind(dtype).removeprefix("list of ")
-    if kind == "number":
-        return "integer" if _innermost(dtype).is_integer() else "float"
-    return {"text": "keyword", "flag": "bool", "time": "datetime"}.get(kind, "keyword")

@@ -82,9 +82,52 @@ def _scan_block(
             row[crowded] = torch.arange(len(crowded), device=banned.device)
             mine = torch.stack([row[banned[:, 0]], banned[:, 1]], dim=1)
             mine = mine[mine[:, 0] >= 0]
-        wider = _scan_block(queries[crowded], k, vectors, keys, largest_norm, mine, mask, tile, 8 * width)
-        found[0][crowded], found[1][crowded] = wider
+        if width == k + MARGIN:
+            again = _scan_block(queries[crowded], k, vectors, keys, largest_norm, mine, mask, tile, 8 * width)
+        else:
+            again = _every(queries[crowded], k, vectors, keys, mine, mask)
+        found[0][crowded], found[1][crowded] = again
     return found
+
+
+def _every(
+    queries: Tensor, k: int, vectors: Tensor, keys: Tensor, banned: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The k best where very many scores are equal: all candidates' own scores, some at a time, with the best so far beside them.
+
+    Candidates come by key, so that of equal scores those that came before stay before.
+    """
+    order = keys.argsort()
+    if mask is not None:
+        order = order[mask[order]]
+    place_of = torch.empty_like(keys)
+    place_of[order] = torch.arange(len(order), device=keys.device)
+    best = queries.new_full((len(queries), k), -torch.inf)
+    places = torch.full((len(queries), k), -1, device=keys.device)
+    zero = queries.eq(0).all(1)  # every score is 0: those with the smallest keys that are allowed
+    step = max(BLOCK, SCORES // (16 * len(queries)))
+    for start in range(0, len(order), step):
+        at = order[start : start + step]
+        open_rows = torch.nonzero(~(zero & (best[:, -1] > -torch.inf))).flatten()
+        if not len(open_rows):
+            break
+        scores = inner(queries[open_rows], at.expand(len(open_rows), -1), vectors)
+        if banned is not None:
+            row_of = torch.full((len(queries),), -1, device=keys.device)
+            row_of[open_rows] = torch.arange(len(open_rows), device=keys.device)
+            allowed = torch.ones(len(vectors), dtype=torch.bool, device=keys.device) if mask is None else mask
+            here = banned[allowed[banned[:, 1]]]
+            column, row = place_of[here[:, 1]] - start, row_of[here[:, 0]]
+            inside = (column >= 0) & (column < len(at)) & (row >= 0)
+            scores[row[inside], column[inside]] = -torch.inf
+        better = (scores > best[open_rows, -1:]).any(1)  # an equal one comes after those that are there
+        open_rows, scores = open_rows[better], scores[better]
+        both = torch.cat([best[open_rows], scores], dim=1)
+        names = torch.cat([places[open_rows], at.expand(len(open_rows), -1)], dim=1)
+        # a stable sort keeps the order of equal scores, which topk does not
+        values, chosen = both.sort(dim=1, descending=True, stable=True)
+        best[open_rows], places[open_rows] = values[:, :k], names.gather(1, chosen[:, :k])
+    return best, places.masked_fill_(best == -torch.inf, -1)
 
 
 def _widest(

@@ -1,6 +1,7 @@
 """ScaNNIndex: Google's ScaNN, lists of candidates in codes of four bits."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +19,18 @@ from twotower.indexes.recall import nearest, recall_of, sample_queries, warn_of_
 
 # fewer candidates are compared one by one: too few to learn codes from
 FEWEST = 1000
+
+# what ScaNN writes where the candidates have no ids of ScaNN's, which would be a pickle
+NEEDED = {"scann_assets.pbtxt", "scann_config.pb"}
+FILES = NEEDED | {
+    "ah_codebook.pb",
+    "datapoint_to_token.npy",
+    "dataset.npy",
+    "hashed_dataset.npy",
+    "serialized_partitioner.pb",
+}
+ASSET = re.compile(r'asset_path: "([^"\\]*)"')
+ASSETS = re.compile(r'assets \{\s*asset_type: \w+\s*asset_path: "[^"\\]*"\s*\}')
 
 
 class ScaNNIndex(LocalIndex):
@@ -169,11 +182,31 @@ class ScaNNIndex(LocalIndex):
 
     def _read(self, folder: Path, text: Mapping[str, Json]) -> None:
         self._load_scann()
-        if list(folder.rglob("*.pkl")):
-            raise ValueError(f"{folder} holds a pickle, which ScaNN would run and a ScaNNIndex never writes.")
+        _check_files(folder / "scann")
         self._searcher = self._scann.load_searcher(str(folder / "scann"))
         self._built, self.measured_recall = text["built"], text["measured_recall"]
         self.leaves_read, self._samples = text["leaves_read"], None
 
     def _device(self, asked: torch.device) -> torch.device:
         return torch.device("cpu")
+
+
+def _check_files(folder: Path) -> None:
+    """ScaNN runs a pickle of ids that it finds, and reads whatever paths its list of files names."""
+    names = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if not NEEDED <= names <= FILES:
+        raise ValueError(
+            f"{folder} holds {sorted(names - FILES)} and lacks {sorted(NEEDED - names)}: a ScaNNIndex writes no other files "
+            "and always these. Take the index from where it was made."
+        )
+    if any(file.is_symlink() or not file.is_file() for file in folder.iterdir()):
+        raise ValueError(f"{folder} holds links or folders, which a ScaNNIndex never writes.")
+    text = (folder / "scann_assets.pbtxt").read_text()
+    if ASSETS.sub("", text).strip():
+        raise ValueError(f"{folder / 'scann_assets.pbtxt'} is no list of files as a ScaNNIndex writes it.")
+    for name in ASSET.findall(text):
+        if name not in names:
+            raise ValueError(
+                f"{folder / 'scann_assets.pbtxt'} names {name!r}, which is none of the files beside it. ScaNN would read it "
+                "from wherever it is: take the index from where it was made."
+            )

@@ -1,0 +1,64 @@
+"""Attributes as Qdrant's JSON holds them, and back."""
+
+import datetime as dt
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import polars as pl
+
+from twotower.indexes.filters import DataType, column_kind
+
+Json = Any
+
+
+def payload(value: Any) -> Json:
+    """A value as Qdrant's JSON holds it: times in UTC, nan as missing."""
+    if isinstance(value, list):
+        return [payload(item) for item in value]
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dt.date):
+        when = value if isinstance(value, dt.datetime) else dt.datetime(value.year, value.month, value.day)
+        utc = when.replace(tzinfo=dt.timezone.utc) if when.tzinfo is None else when.astimezone(dt.timezone.utc)
+        return utc.isoformat()
+    return value
+
+
+def column(name: str, values: list[Json], dtype: DataType) -> pl.Series:
+    """The attribute whose values `_payload` gave."""
+    kind = column_kind(dtype)
+    plain: Any = {"text": pl.String, "flag": pl.Boolean, "time": pl.Datetime("us", "UTC")}.get(
+        kind.removeprefix("list of ")
+    )
+    if plain is None:
+        inner = innermost(dtype)
+        plain = inner if not inner.is_numeric() or inner.is_integer() else pl.Float64()
+        if plain == pl.Float64:
+            values = [_each(float, value) for value in values]  # JSON may hold 1.0 as 1
+    elif kind.endswith("time"):
+        values = [_each(dt.datetime.fromisoformat, value) for value in values]
+    made = pl.Series(name, values, dtype=pl.List(plain) if kind.startswith("list of ") else plain)
+    return made.cast(dtype)
+
+
+def _each(change: Callable[[Any], Any], value: Json) -> Json:
+    if isinstance(value, list):
+        return [_each(change, item) for item in value]
+    return None if value is None else change(value)
+
+
+def innermost(dtype: DataType) -> DataType:
+    """Of a list, the type of what it holds."""
+    return dtype.inner if isinstance(dtype, (pl.List, pl.Array)) else dtype
+
+
+def payload_schema(dtype: DataType) -> str:
+    """The kind of payload index that a server makes for an attribute."""
+    kind = column_kind(dtype).removeprefix("list of ")
+    if kind == "number":
+        return "integer" if innermost(dtype).is_integer() else "float"
+    return {"text": "keyword", "flag": "bool", "time": "datetime"}.get(kind, "keyword")
