@@ -1,9 +1,12 @@
 """Feature stores: one contract for every kind, and what each keeps on disk."""
 
+import contextlib
 import datetime
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -169,6 +172,41 @@ def test_a_read_only_store_refuses_to_write(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="read only"):
         store.remove([3])
     assert store.look_up([3]).known == [True]
+
+
+@pytest.mark.parametrize("old_stays", [True, False])
+def test_a_read_only_store_goes_on_reading_the_file_that_it_opened(old_stays: bool, tmp_path: Path) -> None:
+    """Threads that had not asked before too, when a folder with another table takes the place of its own."""
+    for folder, table in {"served": {"user": [3], "age": [30]}, "next": {"user": [3], "town": ["x"]}}.items():
+        tt.SQLiteFeatures.create(tmp_path / folder / "users.sqlite", table, "user")
+    store = tt.SQLiteFeatures(tmp_path / "served" / "users.sqlite", read_only=True)
+    (tmp_path / "served").rename(tmp_path / "previous")
+    (tmp_path / "next").rename(tmp_path / "served")
+    if not old_stays:
+        shutil.rmtree(tmp_path / "previous")
+
+    def ask(_: int) -> tuple[list[dict[str, object]], int, list[int | str]]:
+        return store.look_up([3]).rows.to_dicts(), len(store), store.some_ids(2)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(50))) == [([{"user": 3, "age": 30}], 1, [3])] * 50
+    store.write_sqlite(tmp_path / "copy.sqlite")
+    assert tt.SQLiteFeatures(tmp_path / "copy.sqlite").look_up([3]).rows["age"].to_list() == [30]
+
+
+def test_a_read_only_store_leaves_the_file_and_its_folder_alone(tmp_path: Path) -> None:
+    """It takes no lock, so waits for none, and makes none of the files that SQLite keeps beside one that is written to."""
+    file = tmp_path / "users.sqlite"
+    tt.SQLiteFeatures.create(file, USERS, "user")
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert tt.SQLiteFeatures(file, read_only=True).look_up([3]).known == [True]
+        other.rollback()
+        other.execute("PRAGMA journal_mode = WAL")
+    before = file.read_bytes()
+    assert tt.SQLiteFeatures(file, read_only=True).look_up([3]).known == [True]
+    assert [p.name for p in tmp_path.iterdir()] == ["users.sqlite"]
+    assert file.read_bytes() == before
 
 
 def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
