@@ -233,6 +233,52 @@ def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
     assert wrong == []
 
 
+def test_other_columns_under_the_same_prefix_in_redis() -> None:
+    """No value is ever read as another column's: the rows of the older table go, and a store that is open says so."""
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    old = tt.RedisFeatures.create(client, {"user": [1, 2], "age": [30, 40], "seen": [[1], [2]]}, "user")
+    new = tt.RedisFeatures.create(client, {"user": [2], "height": [180], "seen": [[3]]}, "user")
+    assert new.look_up([1, 2]).rows["height"].to_list() == [None, 180]
+    assert (len(new), new.some_ids(5)) == (1, [2])
+    for use in (lambda: old.look_up([1]), lambda: old.put({"user": [1], "age": [1], "seen": [[4]]}), lambda: len(old)):
+        with pytest.raises(ValueError, match="written anew with other columns than .*Open the store again"):
+            use()
+    assert len(client.keys()) == 2  # what the table is, and its row
+
+
+def test_an_open_store_goes_on_with_a_new_table_of_the_same_columns_in_redis() -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1, 2], "age": [30, 40]}, "user")
+    tt.RedisFeatures.create(client, {"user": [2, 3], "age": [41, 50]}, "user")
+    assert store.look_up([1, 2, 3]).rows["age"].to_list() == [None, 41, 50]
+    store.put({"user": [3], "age": [51]})
+    store.remove([2])
+    assert tt.RedisFeatures(client).look_up([1, 2, 3]).rows["age"].to_list() == [None, None, 51]
+
+
+def test_a_failed_create_in_redis_leaves_the_older_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1], "age": [30]}, "user")
+    before = client.keys()
+    with monkeypatch.context() as patched, pytest.raises(ConnectionError):
+        patched.setattr(client, "getset", lambda *_: (_ for _ in ()).throw(ConnectionError()))
+        tt.RedisFeatures.create(client, {"user": [1, 2], "age": [31, 32]}, "user")
+    assert client.keys() == before
+    assert store.look_up([1]).rows["age"].to_list() == [30]
+
+
+def test_prefixes_in_redis_do_not_see_each_other(tmp_path: Path) -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    prefixes = ["p", "p:beta", "p/x", "p*", "[p]", "p?x", "\\p"]
+    stores = [tt.RedisFeatures.create(client, {"user": [n], "n": [n]}, "user", p) for n, p in enumerate(prefixes)]
+    for number, store in enumerate(stores):
+        assert (len(store), store.some_ids(9)) == (1, [number])
+        store.write_sqlite(tmp_path / "copy.sqlite")
+        assert tt.SQLiteFeatures(tmp_path / "copy.sqlite").some_ids(9) == [number]
+    tt.RedisFeatures.create(client, {"user": [9], "other": [1.5]}, "user", "p*")
+    assert [len(store) for store in stores if store.prefix != "p*"] == [1] * 6
+
+
 VALUES = {
     pl.Int64(): st.integers(-(2**63), 2**63 - 1),
     pl.UInt8(): st.integers(0, 255),
