@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import math
 import shutil
 import sqlite3
 import threading
@@ -104,8 +105,32 @@ def test_keys_of_64_bits_without_a_sign(make: Make) -> None:
     ids = [2**64 - 1, 0, 2**63]
     store = make(pl.DataFrame({"user": pl.Series(ids, dtype=pl.UInt64), "n": [1, 2, 3]}), "user")
     assert store.look_up([2**63, 5, 2**64 - 1]).rows["n"].to_list() == [3, None, 1]
+    assert sorted(store.some_ids(3)) == sorted(ids)
     store.remove([2**64 - 1])
     assert store.look_up(ids).known == [False, True, True]
+
+
+def test_what_is_no_number_is_no_null(make: Make) -> None:
+    values = [math.nan, None, math.inf, -math.inf, -0.0]
+    frame = pl.DataFrame({"user": range(5), "x": values, "f": pl.Series(values, dtype=pl.Float32), "l": [values] * 5})
+    found = make(frame, "user").look_up(range(5)).rows
+    assert found.equals(frame)  # NaN equals NaN there
+    assert math.copysign(1, found["x"][4]) == -1
+
+
+@pytest.mark.parametrize(("column", "kind"), [("user", pl.Int128()), ("n", pl.Int128()), ("n", pl.List(pl.Int128))])
+def test_integers_of_128_bits_are_refused(column: str, kind: pl.DataType, make: Make) -> None:
+    wide = pl.DataFrame({"user": [1], "n": [1]}).with_columns(pl.Series(column, [None], dtype=kind))
+    with pytest.raises(ValueError, match=f"column '{column}' holds .*Int128.* integers of up to 64 bits. Cast it"):
+        make(wide, "user")
+
+
+@pytest.mark.parametrize("make", ["sqlite", "redis"], indirect=True)
+def test_columns_that_cannot_be_stored_are_refused_by_name(make: Make) -> None:
+    with pytest.raises(ValueError, match="columns 'Age' and 'age' differ only in the case of letters.*Rename one"):
+        make(pl.DataFrame({"user": [1], "Age": [1], "age": [2]}), "user")
+    both = make(pl.DataFrame({"user": [1], "Ä": [1], "ä": [2]}), "user")  # these SQLite does tell apart
+    assert both.look_up([1]).rows.to_dicts() == [{"user": 1, "Ä": 1, "ä": 2}]
 
 
 def test_string_keys_and_no_seen(make: Make) -> None:
@@ -283,7 +308,7 @@ VALUES = {
     pl.Int64(): st.integers(-(2**63), 2**63 - 1),
     pl.UInt8(): st.integers(0, 255),
     pl.UInt64(): st.integers(0, 2**64 - 1),
-    pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
+    pl.Float64(): st.floats(),
     pl.String(): st.text(st.characters(exclude_categories=["Cs"])),
     pl.Boolean(): st.booleans(),
     pl.Datetime("ns"): st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1)),
@@ -306,3 +331,9 @@ def test_cells_lose_nothing(data: st.DataObject) -> None:
     frame = pl.DataFrame(columns)
     assert schema_from_text(schema_to_text(frame.schema)) == frame.schema
     assert from_cells(to_cells(frame), frame.schema).equals(frame)
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(f"CREATE TABLE cells ({', '.join(frame.columns)})")
+        places = ", ".join("?" * frame.width)
+        database.executemany(f"INSERT INTO cells VALUES ({places})", to_cells(frame))
+        kept = database.execute("SELECT * FROM cells ORDER BY rowid").fetchall()
+    assert from_cells(kept, frame.schema).equals(frame)

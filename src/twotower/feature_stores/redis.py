@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from twotower.data.dataset import Dataset, Source
+from twotower.data.dataset import Source
 from twotower.errors import need
-from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.feature_stores.base import FeatureStore, RawId, check_key, read_table
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.files import PathLike
@@ -52,7 +52,7 @@ class RedisFeatures(FeatureStore):
         Raises:
             ValueError: ids that repeat or are missing, or columns that JSON cannot hold.
         """
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         check_key(frame, key)
         check_storable(frame.schema)
         connected = _connected(client)

@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 
-from twotower.data.dataset import Dataset, Source
-from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.data.dataset import Source
+from twotower.feature_stores.base import FeatureStore, RawId, check_key, read_table
 from twotower.feature_stores.cells import Cell, check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.files import PathLike, written_aside
 
@@ -19,8 +19,8 @@ AT_ONCE = 10_000  # rows turned into cells, and ids asked for, at a time
 class SQLiteFeatures(FeatureStore):
     """A table of features in an SQLite file, one row for each id.
 
-    Lists are JSON text and times whole numbers since 1970 in the file, so that any SQLite client can read them; `look_up` gives
-    the types of the table that was written. Threads may share a store.
+    Lists are JSON text, times whole numbers since 1970 and NaN the text "NaN" in the file, so that any SQLite client can read
+    them; `look_up` gives the types of the table that was written. Threads may share a store.
 
     Args:
         path: the file that `create` wrote.
@@ -66,7 +66,7 @@ class SQLiteFeatures(FeatureStore):
         Raises:
             ValueError: ids that repeat or are missing, or columns that SQLite cannot hold.
         """
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         check_key(frame, key)
         check_storable(frame.schema)
         with written_aside(path) as file:
@@ -100,7 +100,7 @@ class SQLiteFeatures(FeatureStore):
     def some_ids(self, count: int) -> list[RawId]:
         key = _quoted(self.key)
         found = self._ask(f"SELECT {key} FROM features ORDER BY {key} LIMIT ?", [count])
-        return [raw for (raw,) in found]
+        return from_cells(found, pl.Schema({self.key: self.schema[self.key]}))[self.key].to_list()
 
     def put(self, table: Source) -> None:
         self._check_writable()
