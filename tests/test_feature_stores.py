@@ -1,9 +1,13 @@
 """Feature stores: one contract for every kind, and what each keeps on disk."""
 
+import contextlib
 import datetime
+import math
+import shutil
 import sqlite3
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -101,8 +105,32 @@ def test_keys_of_64_bits_without_a_sign(make: Make) -> None:
     ids = [2**64 - 1, 0, 2**63]
     store = make(pl.DataFrame({"user": pl.Series(ids, dtype=pl.UInt64), "n": [1, 2, 3]}), "user")
     assert store.look_up([2**63, 5, 2**64 - 1]).rows["n"].to_list() == [3, None, 1]
+    assert sorted(store.some_ids(3)) == sorted(ids)
     store.remove([2**64 - 1])
     assert store.look_up(ids).known == [False, True, True]
+
+
+def test_what_is_no_number_is_no_null(make: Make) -> None:
+    values = [math.nan, None, math.inf, -math.inf, -0.0]
+    frame = pl.DataFrame({"user": range(5), "x": values, "f": pl.Series(values, dtype=pl.Float32), "l": [values] * 5})
+    found = make(frame, "user").look_up(range(5)).rows
+    assert found.equals(frame)  # NaN equals NaN there
+    assert math.copysign(1, found["x"][4]) == -1
+
+
+@pytest.mark.parametrize(("column", "kind"), [("user", pl.Int128()), ("n", pl.Int128()), ("n", pl.List(pl.Int128))])
+def test_integers_of_128_bits_are_refused(column: str, kind: pl.DataType, make: Make) -> None:
+    wide = pl.DataFrame({"user": [1], "n": [1]}).with_columns(pl.Series(column, [None], dtype=kind))
+    with pytest.raises(ValueError, match=f"column '{column}' holds .*Int128.* integers of up to 64 bits. Cast it"):
+        make(wide, "user")
+
+
+@pytest.mark.parametrize("make", ["sqlite", "redis"], indirect=True)
+def test_columns_that_cannot_be_stored_are_refused_by_name(make: Make) -> None:
+    with pytest.raises(ValueError, match="columns 'Age' and 'age' differ only in the case of letters.*Rename one"):
+        make(pl.DataFrame({"user": [1], "Age": [1], "age": [2]}), "user")
+    both = make(pl.DataFrame({"user": [1], "Ä": [1], "ä": [2]}), "user")  # these SQLite does tell apart
+    assert both.look_up([1]).rows.to_dicts() == [{"user": 1, "Ä": 1, "ä": 2}]
 
 
 def test_string_keys_and_no_seen(make: Make) -> None:
@@ -171,6 +199,41 @@ def test_a_read_only_store_refuses_to_write(tmp_path: Path) -> None:
     assert store.look_up([3]).known == [True]
 
 
+@pytest.mark.parametrize("old_stays", [True, False])
+def test_a_read_only_store_goes_on_reading_the_file_that_it_opened(old_stays: bool, tmp_path: Path) -> None:
+    """Threads that had not asked before too, when a folder with another table takes the place of its own."""
+    for folder, table in {"served": {"user": [3], "age": [30]}, "next": {"user": [3], "town": ["x"]}}.items():
+        tt.SQLiteFeatures.create(tmp_path / folder / "users.sqlite", table, "user")
+    store = tt.SQLiteFeatures(tmp_path / "served" / "users.sqlite", read_only=True)
+    (tmp_path / "served").rename(tmp_path / "previous")
+    (tmp_path / "next").rename(tmp_path / "served")
+    if not old_stays:
+        shutil.rmtree(tmp_path / "previous")
+
+    def ask(_: int) -> tuple[list[dict[str, object]], int, list[int | str]]:
+        return store.look_up([3]).rows.to_dicts(), len(store), store.some_ids(2)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(ask, range(50))) == [([{"user": 3, "age": 30}], 1, [3])] * 50
+    store.write_sqlite(tmp_path / "copy.sqlite")
+    assert tt.SQLiteFeatures(tmp_path / "copy.sqlite").look_up([3]).rows["age"].to_list() == [30]
+
+
+def test_a_read_only_store_leaves_the_file_and_its_folder_alone(tmp_path: Path) -> None:
+    """It takes no lock, so waits for none, and makes none of the files that SQLite keeps beside one that is written to."""
+    file = tmp_path / "users.sqlite"
+    tt.SQLiteFeatures.create(file, USERS, "user")
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert tt.SQLiteFeatures(file, read_only=True).look_up([3]).known == [True]
+        other.rollback()
+        other.execute("PRAGMA journal_mode = WAL")
+    before = file.read_bytes()
+    assert tt.SQLiteFeatures(file, read_only=True).look_up([3]).known == [True]
+    assert [p.name for p in tmp_path.iterdir()] == ["users.sqlite"]
+    assert file.read_bytes() == before
+
+
 def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
     """Every row that is read is one that was written whole."""
     people = pl.DataFrame({"user": range(200), "a": [0] * 200, "b": [[0]] * 200})
@@ -195,11 +258,57 @@ def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
     assert wrong == []
 
 
+def test_other_columns_under_the_same_prefix_in_redis() -> None:
+    """No value is ever read as another column's: the rows of the older table go, and a store that is open says so."""
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    old = tt.RedisFeatures.create(client, {"user": [1, 2], "age": [30, 40], "seen": [[1], [2]]}, "user")
+    new = tt.RedisFeatures.create(client, {"user": [2], "height": [180], "seen": [[3]]}, "user")
+    assert new.look_up([1, 2]).rows["height"].to_list() == [None, 180]
+    assert (len(new), new.some_ids(5)) == (1, [2])
+    for use in (lambda: old.look_up([1]), lambda: old.put({"user": [1], "age": [1], "seen": [[4]]}), lambda: len(old)):
+        with pytest.raises(ValueError, match="written anew with other columns than .*Open the store again"):
+            use()
+    assert len(client.keys()) == 2  # what the table is, and its row
+
+
+def test_an_open_store_goes_on_with_a_new_table_of_the_same_columns_in_redis() -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1, 2], "age": [30, 40]}, "user")
+    tt.RedisFeatures.create(client, {"user": [2, 3], "age": [41, 50]}, "user")
+    assert store.look_up([1, 2, 3]).rows["age"].to_list() == [None, 41, 50]
+    store.put({"user": [3], "age": [51]})
+    store.remove([2])
+    assert tt.RedisFeatures(client).look_up([1, 2, 3]).rows["age"].to_list() == [None, None, 51]
+
+
+def test_a_failed_create_in_redis_leaves_the_older_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1], "age": [30]}, "user")
+    before = client.keys()
+    with monkeypatch.context() as patched, pytest.raises(ConnectionError):
+        patched.setattr(client, "getset", lambda *_: (_ for _ in ()).throw(ConnectionError()))
+        tt.RedisFeatures.create(client, {"user": [1, 2], "age": [31, 32]}, "user")
+    assert client.keys() == before
+    assert store.look_up([1]).rows["age"].to_list() == [30]
+
+
+def test_prefixes_in_redis_do_not_see_each_other(tmp_path: Path) -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    prefixes = ["p", "p:beta", "p/x", "p*", "[p]", "p?x", "\\p"]
+    stores = [tt.RedisFeatures.create(client, {"user": [n], "n": [n]}, "user", p) for n, p in enumerate(prefixes)]
+    for number, store in enumerate(stores):
+        assert (len(store), store.some_ids(9)) == (1, [number])
+        store.write_sqlite(tmp_path / "copy.sqlite")
+        assert tt.SQLiteFeatures(tmp_path / "copy.sqlite").some_ids(9) == [number]
+    tt.RedisFeatures.create(client, {"user": [9], "other": [1.5]}, "user", "p*")
+    assert [len(store) for store in stores if store.prefix != "p*"] == [1] * 6
+
+
 VALUES = {
     pl.Int64(): st.integers(-(2**63), 2**63 - 1),
     pl.UInt8(): st.integers(0, 255),
     pl.UInt64(): st.integers(0, 2**64 - 1),
-    pl.Float64(): st.floats(allow_nan=False, allow_infinity=False),
+    pl.Float64(): st.floats(),
     pl.String(): st.text(st.characters(exclude_categories=["Cs"])),
     pl.Boolean(): st.booleans(),
     pl.Datetime("ns"): st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1)),
@@ -222,3 +331,9 @@ def test_cells_lose_nothing(data: st.DataObject) -> None:
     frame = pl.DataFrame(columns)
     assert schema_from_text(schema_to_text(frame.schema)) == frame.schema
     assert from_cells(to_cells(frame), frame.schema).equals(frame)
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.execute(f"CREATE TABLE cells ({', '.join(frame.columns)})")
+        places = ", ".join("?" * frame.width)
+        database.executemany(f"INSERT INTO cells VALUES ({places})", to_cells(frame))
+        kept = database.execute("SELECT * FROM cells ORDER BY rowid").fetchall()
+    assert from_cells(kept, frame.schema).equals(frame)

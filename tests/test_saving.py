@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -202,6 +204,65 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path) -> None:  # type: ignore
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="a file stands there"), files.folder_written_aside(tmp_path / "file", "mark"):
         pass
+
+
+@pytest.mark.parametrize("name", ["f", "f[0-9]", "f*"])
+def test_what_a_dead_writer_left_is_cleared_and_what_others_have_is_not(name: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    digits = "0123456789abcdef" * 2
+    foreign = [f".{name}.{digits}.tmp", f".{name}.{digits}", f".f7.{digits}.new", f".{name}.{digits}.new.new"]
+    for other in foreign:
+        (tmp_path / other).mkdir()
+    (tmp_path / f".{name}.{digits}.old").write_text("a file")
+    (tmp_path / f".{name}.{digits}.new").mkdir()  # a dead writer's: no process holds its lock
+    with files.folder_written_aside(tmp_path / name, "mark") as folder:
+        (folder / "mark").touch()
+    assert sorted(os.listdir(tmp_path)) == sorted([*foreign, f".{name}.{digits}.old", name])
+
+
+# a writer that says when it is at work, and goes on when told to
+SLOW_WRITER = """
+import sys
+from twotower import files
+with files.folder_written_aside(sys.argv[1], "mark") as folder:
+    (folder / "mark").write_text("slow")
+    print("at work", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_writer_at_work_is_left_alone_wherever_it_runs(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """In another container too, whose processes cannot be asked for: here no process can."""
+    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(ProcessLookupError()))
+    command = [sys.executable, "-c", SLOW_WRITER, str(tmp_path / "f")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as slow:
+        assert slow.stdout.readline() == "at work\n"
+        with files.folder_written_aside(tmp_path / "f", "mark") as folder:
+            (folder / "mark").write_text("fast")
+        assert (tmp_path / "f" / "mark").read_text() == "fast"
+        slow.communicate("go on\n", timeout=60)
+    assert slow.returncode == 0
+    assert (tmp_path / "f" / "mark").read_text() == "slow"
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_without_the_systems_exchange_a_folder_in_between_is_not_put_back(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """One who looks for the folder between a living writer's two renames leaves the writer's work alone."""
+    monkeypatch.setattr(files, "_exchange_call", lambda: None)
+    for name in ("f", "next"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mark").write_text(name)
+    rename, moved = os.rename, []
+
+    def watched(one: object, other: object) -> None:
+        rename(one, other)  # type: ignore[call-overload]
+        moved.append(one)
+        if len(moved) == 1:
+            files.restore_folder(tmp_path / "f")
+            assert not (tmp_path / "f").exists()
+
+    monkeypatch.setattr(os, "rename", watched)
+    files.exchange_folders(tmp_path / "next", tmp_path / "f")
+    assert [(tmp_path / name / "mark").read_text() for name in ("f", "next")] == ["next", "f"]
 
 
 def test_a_folder_with_other_files_is_not_replaced(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -3,11 +3,17 @@
 import ctypes
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 
@@ -52,19 +58,19 @@ def folder_written_aside(path: PathLike, marker: str) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     restore_folder(target)
     _remove_folders_of_the_dead(target)
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{os.getpid()}")
-    aside.mkdir()
-    try:
-        yield aside
-        for place in [*aside.rglob("*"), aside]:
-            _flush(place)
-        if target.exists():
-            exchange_folders(aside, target)
-        else:
-            os.rename(aside, target)
-        _flush(target.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with ExitStack() as held:
+        aside = _locked_aside(target, held)
+        try:
+            yield aside
+            for place in [*aside.rglob("*"), aside]:
+                _flush(place)
+            if target.exists():
+                exchange_folders(aside, target)
+            else:
+                os.rename(aside, target)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def exchange_folders(one: PathLike, target: PathLike) -> None:
@@ -76,14 +82,15 @@ def exchange_folders(one: PathLike, target: PathLike) -> None:
     call = _exchange_call()
     if call is not None and call(os.fsencode(first), os.fsencode(second)) == 0:
         return
-    old = second.with_name(f".{second.name}.{uuid.uuid4().hex}.{os.getpid()}.old")
-    os.rename(second, old)
-    try:
-        os.rename(first, second)
-    except BaseException:
-        os.rename(old, second)
-        raise
-    os.rename(old, first)
+    old = second.with_name(f".{second.name}.{uuid.uuid4().hex}.old")
+    with _lock(second, wait=True):  # nobody puts it back meanwhile
+        os.rename(second, old)
+        try:
+            os.rename(first, second)
+        except BaseException:
+            os.rename(old, second)
+            raise
+        os.rename(old, first)
 
 
 def _exchange_call() -> Callable[[bytes, bytes], int] | None:
@@ -111,32 +118,65 @@ def restore_folder(path: PathLike) -> None:
     """Put back a folder whose writer was killed between two renames, on a system that cannot exchange folders at once."""
     target = Path(path).resolve()
     if not target.exists():
-        for left in _left_by_the_dead(target):
-            if left.name.endswith(".old"):
-                os.rename(left, target)
-                return
+        for left in _asides(target):
+            with _lock(left, wait=False) as mine:
+                if mine and left.name.endswith(".old"):
+                    os.rename(left, target)
+                    return
 
 
 def _remove_folders_of_the_dead(target: Path) -> None:
     """Delete what writers to this path that were killed left beside it."""
-    for left in _left_by_the_dead(target):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in _asides(target):
+        with _lock(left, wait=False) as mine:
+            if mine:
+                shutil.rmtree(left, ignore_errors=True)
 
 
-def _left_by_the_dead(target: Path) -> list[Path]:
-    asides = target.parent.glob(f".{target.name}.{'[0-9a-f]' * 32}.*")
-    return [left for left in asides if not _runs(int(left.name.removesuffix(".old").rpartition(".")[2]))]
+def _locked_aside(target: Path, held: ExitStack) -> Path:
+    """A new folder beside the target, locked until `held` ends: by that other writers know that this one lives."""
+    while True:
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.new")
+        aside.mkdir()
+        held.enter_context(_lock(aside, wait=True))
+        if aside.exists():  # else it was taken for a dead writer's before it was locked
+            return aside
 
 
-def _runs(process: int) -> bool:
-    if os.name != "posix":  # there is no way to ask that does no harm
-        return True
+def _asides(target: Path) -> list[Path]:
+    """The folders that writers to this path have made beside it, living and dead."""
+    if not target.parent.is_dir():
+        return []
+    name = re.compile(re.escape(f".{target.name}.") + r"[0-9a-f]{32}\.(new|old)")
+    return [path for path in target.parent.iterdir() if name.fullmatch(path.name) and path.is_dir()]
+
+
+@contextmanager
+def _lock(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a folder's lock; the system frees it when its holder dies, and knows holders in other containers too.
+
+    Yields whether it is held: not if another holds it and `wait` is not set, if the folder is gone, or where the system or
+    the disk has no such locks.
+    """
+    if fcntl is None:
+        yield False
+        return
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        yield _locked(descriptor, wait)
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
         return False
-    except PermissionError:  # another user's
-        return True
     return True
 
 

@@ -110,7 +110,7 @@ class FeatureStore(ABC):
 
     def check_table(self, table: Source) -> pl.DataFrame:
         """A table of this store's schema, its columns in the store's order."""
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         lacking = [name for name in self.schema if name not in frame.columns]
         extra = [name for name in frame.columns if name not in self.schema]
         if lacking or extra:
@@ -126,6 +126,17 @@ class FeatureStore(ABC):
             )
         check_key(frame, self.key)
         return frame.cast(dict(self.schema))  # type: ignore[arg-type]
+
+
+def read_table(table: Source) -> pl.DataFrame:
+    """The table as a frame; ValueError for integers of 128 bits, which neither Arrow nor SQLite has."""
+    if isinstance(table, pl.DataFrame):
+        for name, kind in table.schema.items():
+            if "Int128" in str(kind):  # in lists too
+                raise ValueError(
+                    f"column {name!r} holds {kind}; a feature store keeps integers of up to 64 bits. Cast it."
+                )
+    return Dataset(table).to_polars()
 
 
 def check_key(frame: pl.DataFrame, key: str) -> None:

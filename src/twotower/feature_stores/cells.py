@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import polars as pl
 import pyarrow as pa
 
 Cell = int | float | str | None
+NOT_A_NUMBER = "NaN"  # a cell of text: SQLite would make a null of the number
 
 
 def schema_to_text(schema: pl.Schema) -> str:
@@ -23,7 +25,16 @@ def schema_from_text(text: str) -> pl.Schema:
 
 
 def check_storable(schema: pl.Schema) -> None:
-    """ValueError for a column that plain cells cannot hold."""
+    """ValueError for a column that plain cells cannot hold, or names that SQLite takes for one."""
+    names: dict[bytes, str] = {}
+    for name in schema:
+        folded = name.encode().lower()  # as SQLite does: the case of ASCII letters alone
+        if folded in names:
+            raise ValueError(
+                f"columns {names[folded]!r} and {name!r} differ only in the case of letters, which SQLite does not tell "
+                "apart. Rename one."
+            )
+        names[folded] = name
     for name, kind in schema.items():
         plain = kind.inner if isinstance(kind, pl.List) else kind
         if not (plain.is_integer() or plain.is_float() or plain.is_temporal() or plain in (pl.String, pl.Boolean)):
@@ -34,13 +45,15 @@ def check_storable(schema: pl.Schema) -> None:
 
 
 def to_cells(frame: pl.DataFrame) -> list[tuple[Cell, ...]]:
-    """A tuple of cells for each row: times as whole numbers, lists as JSON text."""
+    """A tuple of cells for each row: times as whole numbers, lists as JSON text, and the text "NaN" for what is no number."""
     columns = []
     for series in frame:
         if series.dtype == pl.UInt64:  # SQLite's integers have a sign: the same bits
             series = series.reinterpret(signed=True)
         # times, in lists too, as numbers since 1970 in their own unit: nothing is lost
         plain = series.to_physical().to_list()
+        if series.dtype.is_float() and series.is_nan().any():
+            plain = [NOT_A_NUMBER if v is not None and math.isnan(v) else v for v in plain]
         columns.append([None if v is None else json.dumps(v) for v in plain] if series.dtype == pl.List else plain)
     return list(zip(*columns, strict=True))
 
@@ -54,6 +67,8 @@ def from_cells(rows: Sequence[Sequence[Any]], schema: pl.Schema) -> pl.DataFrame
             cells = [None if cell is None else json.loads(cell) for cell in cells]
         elif kind == pl.Boolean:
             cells = [None if cell is None else bool(cell) for cell in cells]
+        elif kind.is_float():
+            cells = [math.nan if cell == NOT_A_NUMBER else cell for cell in cells]
         physical = pl.Int64 if kind == pl.UInt64 else pl.Series(name, [], dtype=kind).to_physical().dtype
         series = pl.Series(name, cells, dtype=physical)
         columns.append(series.reinterpret(signed=False) if kind == pl.UInt64 else series.cast(kind))

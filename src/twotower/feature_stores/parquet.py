@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import polars as pl
 
-from twotower.data.dataset import Dataset, Source
-from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.data.dataset import Source
+from twotower.feature_stores.base import FeatureStore, RawId, check_key, read_table
 from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.files import PathLike
 
@@ -28,7 +28,7 @@ class ParquetFeatures(FeatureStore):
     """
 
     def __init__(self, table: Source, key: str) -> None:
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         check_key(frame, key)
         super().__init__(key, frame.schema)
         self._take(frame)

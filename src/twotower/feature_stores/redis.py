@@ -2,14 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import polars as pl
 
-from twotower.data.dataset import Dataset, Source
+from twotower.data.dataset import Source
 from twotower.errors import need
-from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.feature_stores.base import FeatureStore, RawId, check_key, read_table
 from twotower.feature_stores.cells import check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.files import PathLike
@@ -18,7 +20,10 @@ AT_ONCE = 10_000
 
 
 class RedisFeatures(FeatureStore):
-    """A table of features in Redis, one string of JSON for each id, under `<prefix>:<id>`.
+    """A table of features in Redis, one string of JSON for each id, under `<prefix>/<generation>:<id>`.
+
+    Each `create` writes a generation of its own, which takes the older one's place at once, for stores that are open too: they
+    go on with it if it has their columns, and raise if not.
 
     Args:
         client: a `redis.Redis` client, or the URL of a server, such as "redis://localhost:6379/0".
@@ -35,64 +40,125 @@ class RedisFeatures(FeatureStore):
     def __init__(self, client: Any, prefix: str = "twotower:users") -> None:
         self._client = _connected(client)
         self.prefix = prefix
-        about = self._client.get(f"{prefix}/about")
-        if about is None:
-            raise ValueError(
-                f"Redis holds no features under {prefix!r}. RedisFeatures.create(client, table, key) writes them."
-            )
-        text = json.loads(about)
+        self._about = f"{prefix}/about"
+        text = self._read(self._client.get(self._about))
+        self._generation: str = text["generation"]
         super().__init__(text["key"], schema_from_text(text["schema"]))
 
     @classmethod
     def create(cls, client: Any, table: Source, key: str, prefix: str = "twotower:users") -> "RedisFeatures":
-        """Write a table under a prefix; what stands there under ids that the table lacks is kept until `remove`.
+        """Write a table under a prefix, in place of an older one only when it is complete.
 
         Raises:
             ValueError: ids that repeat or are missing, or columns that JSON cannot hold.
         """
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         check_key(frame, key)
         check_storable(frame.schema)
         connected = _connected(client)
-        about = json.dumps({"key": key, "schema": schema_to_text(frame.schema)})
-        connected.set(f"{prefix}/about", about)
-        store = cls(connected, prefix)
-        store.put(frame)
-        return store
+        generation = uuid.uuid4().hex
+        about = {"key": key, "schema": schema_to_text(frame.schema), "generation": generation}
+        try:
+            for part in frame.iter_slices(AT_ONCE):
+                connected.mset(_texts(part, key, f"{prefix}/{generation}"))
+            before = connected.getset(f"{prefix}/about", json.dumps(about))
+        except BaseException:
+            _forget(connected, prefix, generation)
+            raise
+        if old := json.loads(before or "{}").get("generation"):
+            _forget(connected, prefix, old)
+        return cls(connected, prefix)
 
     def __len__(self) -> int:
-        return sum(1 for _ in self._client.scan_iter(f"{self.prefix}:*", count=AT_ONCE))
+        return sum(1 for _ in _names(self._client, self.prefix, self._now()))
 
     def rows_of(self, ids: Sequence[RawId]) -> pl.DataFrame:
-        found = self._client.mget([f"{self.prefix}:{raw}" for raw in ids]) if ids else []
-        return from_cells([json.loads(text) for text in found if text is not None], self.schema)
+        while True:
+            generation = self._generation
+            about, *found = self._client.mget([self._about, *(f"{self.prefix}/{generation}:{raw}" for raw in ids)])
+            self._generation = self._same(about)
+            if self._generation == generation:
+                return self._rows(found)
 
     def some_ids(self, count: int) -> list[RawId]:
-        names = sorted(itertools.islice(self._client.scan_iter(f"{self.prefix}:*", count=count), count))
-        found = self._client.mget(names) if names else []
-        rows = from_cells([json.loads(text) for text in found if text is not None], self.schema)
-        return rows[self.key].to_list()
+        names = sorted(itertools.islice(_names(self._client, self.prefix, self._now(), count), count))
+        return self._rows(self._client.mget(names) if names else [])[self.key].to_list()
 
     def put(self, table: Source) -> None:
         frame = self.check_table(table)
-        for part in frame.iter_slices(AT_ONCE):
-            named = zip(part[self.key].to_list(), to_cells(part), strict=True)
-            self._client.mset({f"{self.prefix}:{raw}": json.dumps(cells) for raw, cells in named})
+
+        def write(pipe: Any) -> None:
+            place = f"{self.prefix}/{self._same(pipe.get(self._about))}"
+            pipe.multi()
+            for part in frame.iter_slices(AT_ONCE):
+                pipe.mset(_texts(part, self.key, place))
+
+        self._client.transaction(write, self._about)  # again, if another generation comes in between
 
     def remove(self, ids: Sequence[RawId]) -> None:
-        names = [f"{self.prefix}:{raw}" for raw in self.check_ids(ids)]
-        if names:
-            self._client.delete(*names)
+        checked = self.check_ids(ids)
+
+        def delete(pipe: Any) -> None:
+            place = f"{self.prefix}/{self._same(pipe.get(self._about))}"
+            pipe.multi()
+            if checked:
+                pipe.delete(*(f"{place}:{raw}" for raw in checked))
+
+        self._client.transaction(delete, self._about)
 
     def write_sqlite(self, path: PathLike) -> None:
-        names = list(self._client.scan_iter(f"{self.prefix}:*", count=AT_ONCE))
-        texts = [
-            text
-            for start in range(0, len(names), AT_ONCE)
-            for text in self._client.mget(names[start : start + AT_ONCE])
-        ]
-        rows = [json.loads(text) for text in texts if text is not None]
-        SQLiteFeatures.create(path, from_cells(rows, self.schema), self.key)
+        while True:
+            generation = self._now()
+            names = list(_names(self._client, self.prefix, generation))
+            parts = [self._client.mget(names[at : at + AT_ONCE]) for at in range(0, len(names), AT_ONCE)]
+            if self._now() == generation:
+                break
+        SQLiteFeatures.create(path, self._rows([text for part in parts for text in part]), self.key)
+
+    def _rows(self, texts: Sequence[Any]) -> pl.DataFrame:
+        return from_cells([json.loads(text) for text in texts if text is not None], self.schema)
+
+    def _now(self) -> str:
+        return self._same(self._client.get(self._about))
+
+    def _same(self, about: Any) -> str:
+        """The generation that stands now, if it has this store's columns."""
+        text = self._read(about)
+        if text["key"] != self.key or schema_from_text(text["schema"]) != self.schema:
+            raise ValueError(
+                f"the features under {self.prefix!r} were written anew with other columns than {list(self.schema)}. "
+                "Open the store again."
+            )
+        return str(text["generation"])
+
+    def _read(self, about: Any) -> dict[str, str]:
+        text: dict[str, str] = json.loads(about or "{}")
+        if "generation" not in text:
+            raise ValueError(
+                f"Redis holds no features under {self.prefix!r}. RedisFeatures.create(client, table, key) writes them."
+            )
+        return text
+
+
+def _texts(frame: pl.DataFrame, key: str, place: str) -> dict[str, str]:
+    named = zip(frame[key].to_list(), to_cells(frame), strict=True)
+    return {f"{place}:{raw}": json.dumps(cells) for raw, cells in named}
+
+
+def _names(client: Any, prefix: str, generation: str, count: int = AT_ONCE) -> Iterator[Any]:
+    """The keys of a generation's rows, each once: Redis may give one twice."""
+    pattern = re.sub(r"([*?\[\]\\])", r"\\\1", f"{prefix}/{generation}:") + "*"
+    seen = set()
+    for name in client.scan_iter(pattern, count=count):
+        if name not in seen:
+            seen.add(name)
+            yield name
+
+
+def _forget(client: Any, prefix: str, generation: str) -> None:
+    names = _names(client, prefix, generation)
+    while part := list(itertools.islice(names, AT_ONCE)):
+        client.delete(*part)
 
 
 def _connected(client: Any) -> Any:

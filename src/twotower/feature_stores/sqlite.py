@@ -4,11 +4,12 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
-from twotower.data.dataset import Dataset, Source
-from twotower.feature_stores.base import FeatureStore, RawId, check_key
+from twotower.data.dataset import Source
+from twotower.feature_stores.base import FeatureStore, RawId, check_key, read_table
 from twotower.feature_stores.cells import Cell, check_storable, from_cells, schema_from_text, schema_to_text, to_cells
 from twotower.files import PathLike, written_aside
 
@@ -18,12 +19,13 @@ AT_ONCE = 10_000  # rows turned into cells, and ids asked for, at a time
 class SQLiteFeatures(FeatureStore):
     """A table of features in an SQLite file, one row for each id.
 
-    Lists are JSON text and times whole numbers since 1970 in the file, so that any SQLite client can read them; `look_up` gives
-    the types of the table that was written. Threads may share a store.
+    Lists are JSON text, times whole numbers since 1970 and NaN the text "NaN" in the file, so that any SQLite client can read
+    them; `look_up` gives the types of the table that was written. Threads may share a store.
 
     Args:
         path: the file that `create` wrote.
-        read_only: refuse to write, and expect nobody else to: for a file in a bundle.
+        read_only: refuse to write, and expect nobody else to: for a file in a bundle. The store goes on reading the file that it
+            opened when another takes its place.
 
     Raises:
         ValueError: no such file, or another database.
@@ -41,10 +43,13 @@ class SQLiteFeatures(FeatureStore):
         self.path = Path(path).resolve()
         self.read_only = read_only
         self._threads = threading.local()
+        self._one_at_a_time = threading.Lock()
         if not self.path.is_file():
             raise ValueError(f"no feature store at {self.path}. SQLiteFeatures.create(path, table, key) writes one.")
         try:
-            about = dict(self._connection().execute("SELECT name, value FROM about").fetchall())
+            # one for all threads, made now: SQLite opens by path alone, and later another file may stand there
+            self._shared = self._connect() if read_only else None
+            about = dict(self._ask("SELECT name, value FROM about"))
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is no feature store ({error}). SQLiteFeatures.create writes one.") from error
         super().__init__(about["key"], schema_from_text(about["schema"]))
@@ -61,7 +66,7 @@ class SQLiteFeatures(FeatureStore):
         Raises:
             ValueError: ids that repeat or are missing, or columns that SQLite cannot hold.
         """
-        frame = Dataset(table).to_polars()
+        frame = read_table(table)
         check_key(frame, key)
         check_storable(frame.schema)
         with written_aside(path) as file:
@@ -80,22 +85,22 @@ class SQLiteFeatures(FeatureStore):
         return cls(path)
 
     def __len__(self) -> int:
-        return int(self._connection().execute("SELECT count(*) FROM features").fetchone()[0])
+        return int(self._ask("SELECT count(*) FROM features")[0][0])
 
     def rows_of(self, ids: Sequence[RawId]) -> pl.DataFrame:
         names = ", ".join(map(_quoted, self.schema))
-        found: list[tuple[object, ...]] = []
+        found: list[tuple[Any, ...]] = []
         for start in range(0, len(ids), AT_ONCE):
             part = [cell for (cell,) in self._key_cells(ids[start : start + AT_ONCE])]
             places = ", ".join("?" * len(part))
             asked = f"SELECT {names} FROM features WHERE {_quoted(self.key)} IN ({places})"
-            found += self._connection().execute(asked, part).fetchall()
+            found += self._ask(asked, part)
         return from_cells(found, self.schema)
 
     def some_ids(self, count: int) -> list[RawId]:
         key = _quoted(self.key)
-        found = self._connection().execute(f"SELECT {key} FROM features ORDER BY {key} LIMIT ?", (count,)).fetchall()
-        return [raw for (raw,) in found]
+        found = self._ask(f"SELECT {key} FROM features ORDER BY {key} LIMIT ?", [count])
+        return from_cells(found, pl.Schema({self.key: self.schema[self.key]}))[self.key].to_list()
 
     def put(self, table: Source) -> None:
         self._check_writable()
@@ -111,7 +116,7 @@ class SQLiteFeatures(FeatureStore):
 
     def write_sqlite(self, path: PathLike) -> None:
         with written_aside(path) as file:
-            self._connection().execute("VACUUM INTO ?", [str(file)])
+            self._ask("VACUUM INTO ?", [str(file)])
 
     def _key_cells(self, ids: Sequence[RawId]) -> list[tuple[Cell, ...]]:
         return to_cells(pl.DataFrame({self.key: list(ids)}, schema={self.key: self.schema[self.key]}))
@@ -122,13 +127,23 @@ class SQLiteFeatures(FeatureStore):
                 f"the feature store {self.path} was opened to be read only; create one of its own to write to."
             )
 
+    def _ask(self, asked: str, values: Sequence[Cell] = ()) -> list[tuple[Any, ...]]:
+        if self._shared is None:
+            return self._connection().execute(asked, values).fetchall()
+        with self._one_at_a_time:
+            return self._shared.execute(asked, values).fetchall()
+
     def _connection(self) -> sqlite3.Connection:
-        """This thread's own connection."""
+        """This thread's own connection, to a store that may be written to."""
         if not hasattr(self._threads, "connection"):
-            mode = "mode=ro&immutable=1" if self.read_only else "mode=rw"
-            self._threads.connection = sqlite3.connect(f"{self.path.as_uri()}?{mode}", uri=True, timeout=10)
+            self._threads.connection = self._connect()
         connection: sqlite3.Connection = self._threads.connection
         return connection
+
+    def _connect(self) -> sqlite3.Connection:
+        mode = "mode=ro&immutable=1" if self.read_only else "mode=rw"
+        address = f"{self.path.as_uri()}?{mode}"
+        return sqlite3.connect(address, uri=True, timeout=10, check_same_thread=not self.read_only)
 
 
 def _insert(database: sqlite3.Connection, frame: pl.DataFrame) -> None:
