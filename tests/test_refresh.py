@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import twotower as tt
 from twotower.cli.app import app
 from twotower.experiment.lock import held
 from twotower.experiment.tables import Tables
+from twotower.nightly import verdict
 from twotower.nightly.judging import Served, affinity
 from twotower.nightly.known import Ledger, read_known
 
@@ -292,7 +294,9 @@ def test_what_is_wrong_with_the_tables_is_said(shop: Path, live: Path, tmp_path:
     with pytest.raises(ValueError, match="held_out is 0"):
         tt.RefreshRules(held_out=0)
     found = first_night(shop, live, interactions=written(night.clear(), tmp_path / "none.parquet"))
-    assert (found.outcome, found.path) == ("nothing", None)
+    assert found.outcome == "nothing"
+    assert found.path is not None
+    assert json.loads(found.path.read_text())["outcome"] == "nothing"
     wide = night.with_columns(pl.col("at").cast(pl.Int32), pl.col("who").cast(pl.Int16))
     assert first_night(shop, live, interactions=written(wide, tmp_path / "w.parquet")).outcome == "published"
     tt.rollback(live)
@@ -304,6 +308,45 @@ def test_times_in_another_unit_are_refused(shop: Path, live: Path, tmp_path: Pat
     found = first_night(shop, live, interactions=written(rows, tmp_path / "ms.parquet"))
     assert found.outcome == "kept"
     assert "is 'at' written in another unit?" in found.reasons[0]
+
+
+def test_one_wrong_clock_is_refused(shop: Path, live: Path, tmp_path: Path) -> None:
+    before, night = state(live), pl.read_parquet(shop / "night.parquet")
+    far = BASE - 1 + int(0.9 * BASE)  # 1,600 rows end at 5,599; this is 7,599, within what the known ones span
+    rows = night.with_columns(at=pl.when(pl.col("at") == BASE + 700).then(far).otherwise("at"))
+    found = first_night(shop, live, interactions=written(rows, tmp_path / "clock.parquet"))
+    assert found.outcome == "kept"
+    assert "of 1,600 fresh rows reach to 7599, further beyond the bulk of them, " in found.reasons[0]
+    assert state(live) == before
+
+
+def test_rows_that_are_all_known_are_told(shop: Path, live: Path, tmp_path: Path) -> None:
+    rows = written(pl.read_parquet(shop / "clicks.parquet").tail(30), tmp_path / "old.parquet")
+    found = first_night(shop, live, interactions=rows, skip_known=True)
+    assert found.outcome == "kept"
+    assert found.reasons[0].startswith("none of 30 rows is after the newest known one (at = 3999)")
+    report = json.loads(found.path.read_text()) if found.path else {}
+    assert report["reasons"] == list(found.reasons)
+    assert report["rows"]["skipped"] == 30
+
+
+def test_times_apart_and_times_to_come() -> None:
+    known, bulk = pl.Series("at", range(0, 1000)), list(range(1000, 1200))
+    # of 201 rows the 1st and the 99th percentile are those at places 2 and 198, 1002 and 1198: 196 apart
+    assert verdict.apart(known, pl.Series("at", [*bulk, 1198 + 196])) is None
+    assert "1002 to 1198" in str(verdict.apart(known, pl.Series("at", [*bulk, 1198 + 197])))
+    days = [date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3)]
+    dated = pl.Series("at", [days[1]] * 200 + days[2:])
+    assert verdict.apart(pl.Series("at", days[:1]), dated) is None  # the next day begins
+    assert verdict.apart(pl.Series("at", days[:1]), pl.Series("at", [days[1]] * 200 + [date(2026, 1, 9)])) is not None
+    now = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+    hours = pl.Series("at", [datetime(2026, 1, 3, 12), datetime(2026, 1, 3, 13)])
+    for moments in (hours, hours.dt.replace_time_zone("UTC")):
+        assert verdict.ahead(moments[:1], now) is None
+        assert "1 of 2 fresh rows are of moments to come, up to 2026-01-03 13:00" in str(verdict.ahead(moments, now))
+    assert verdict.ahead(pl.Series("at", days), now) is None
+    assert verdict.ahead(pl.Series("at", [date(2026, 1, 4)]), now) is not None
+    assert verdict.ahead(known, now) is None
 
 
 def test_another_runs_rows_are_refused(shop: Path, live: Path, tmp_path: Path) -> None:
@@ -443,7 +486,7 @@ def test_the_command_and_its_exit_codes(
         code, told = call(live, *night[:4])
         assert (code, "are not after the newest row" in told) == (2, True)
         code, told = call(live, *night[:4], "--skip-known")
-        assert (code, "Nothing to do" in told) == (0, True)
+        assert (code, "none of 1,600 rows is after the newest known one" in told) == (3, True)
         monkeypatch.delenv("TWOTOWER_TOKEN")
         code, told = call(live, "--rollback", "--notify", url + "/admin/reload")
         assert (code, asked[-1]) == (4, ("/admin/reload", None))

@@ -40,14 +40,14 @@ class Refreshed:
         outcome: "published"; "kept" if the live bundle stays; "nothing" if there was nothing to do.
         reasons: why the live bundle stays, or would have stayed but for `force`.
         report: all that was found, as plain JSON.
-        path: the file that holds the report; None if there was nothing to do.
+        path: the file that holds the report.
         comparison: new less live, metric by metric; () if it did not come to that.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...]
     report: Mapping[str, Any]
-    path: Path | None
+    path: Path | None  # None until it is written
     comparison: tuple[Difference, ...] = ()
 
 
@@ -103,8 +103,7 @@ def refresh(
         report: dict[str, Any] = {"bundle": str(path), "rules": asdict(rules), "notes": list(fresh.notes)}
         report |= {"night": known.night + 1, "known_until": str(known.rows[known.time].max())}
         if not len(fresh.rows):
-            say("there are no fresh rows: nothing to do")
-            return Refreshed("nothing", (), report | {"outcome": "nothing"}, None)
+            return _nothing_new(path, known, fresh, report, say)
         night = _Night(path, served, known, fresh, rules, say, report)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -215,9 +214,14 @@ class _Night:
     def _unlike(self) -> str | None:
         """Whether the fresh rows are of another kind than those before."""
         known, time, seed = self.known, self.known.time, self.rules.seed
-        late = verdict.too_late(known.rows[time], self.fresh.rows[time])
-        if late is not None:
-            return late
+        now_known, came = known.rows[time], self.fresh.rows[time]
+        for late in (
+            verdict.too_late(now_known, came),
+            verdict.apart(now_known, came),
+            verdict.ahead(came, datetime.now(timezone.utc)),
+        ):
+            if late is not None:
+                return late
         before = known.affinity or affinity(self.config, self.live, self._tables(known.learnt), known.owed, seed)
         now = affinity(self.config, self.live, self._tables(known.rows), self.fresh.rows, seed)
         named = (("before", before), ("now", now))
@@ -279,6 +283,23 @@ class _Night:
     def _done(self, outcome: Outcome, reasons: Sequence[str], differences: Sequence[Difference] = ()) -> Refreshed:
         self.report |= {"outcome": outcome, "reasons": list(reasons)}
         return Refreshed(outcome, tuple(reasons), self.report, None, tuple(differences))
+
+
+def _nothing_new(path: Path, known: Known, fresh: Fresh, report: Mapping[str, Any], say: Say) -> Refreshed:
+    """No rows came, which is well; or rows came and all were known, which is told, as it may be so every night from now on."""
+    outcome: Outcome = "kept" if fresh.skipped else "nothing"
+    last: Any = known.rows[known.time].max()
+    reasons = []
+    if fresh.skipped:
+        reasons.append(
+            f"none of {fresh.skipped:,} rows is after the newest known one ({known.time} = {last}): does "
+            "the export still bring new rows? If that time itself is wrong, go back (--rollback), or train anew."
+        )
+    else:
+        say("there are no fresh rows: nothing to do")
+    rows = {"fresh": 0, "held_out": 0, "skipped": fresh.skipped}
+    whole = {**report, "rows": rows, "outcome": outcome, "reasons": reasons}
+    return Refreshed(outcome, tuple(reasons), whole, _write_report(Ledger(path), whole))
 
 
 def _mean(metrics: Mapping[str, Any], name: str) -> float | None:

@@ -1,6 +1,7 @@
 """What speaks against publishing, in words: each check gives its reason, or None."""
 
 from collections.abc import Sequence
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 import polars as pl
@@ -20,6 +21,44 @@ def too_late(known: pl.Series, fresh: pl.Series) -> str | None:
         f"the fresh rows reach to {now}, further after the last known one, {last}, than the known ones span: is "
         f"{fresh.name!r} written in another unit?"
     )
+
+
+def apart(known: pl.Series, fresh: pl.Series) -> str | None:
+    """A newest time far beyond the bulk: published, it would make every later night one of known rows.
+
+    With t(q) the fresh time at the share q of the rows: max - t(.99) must not exceed t(.99) - t(.01), nor one step, the least
+    difference of two times, where nearly all rows are of one moment, such as a date.
+    """
+    times = fresh.drop_nulls().sort()
+    rest: list[Any] = [times[int(share * (len(times) - 1))] for share in (0.01, 0.99)]
+    low, high = rest
+    newest: Any = times[-1]
+    if (
+        newest - high <= high - low
+        or newest - high <= pl.concat([known, fresh]).drop_nulls().unique().sort().diff().min()
+    ):
+        return None
+    beyond = int((times > high).sum())
+    return (
+        f"{beyond:,} of {len(times):,} fresh rows reach to {newest}, further beyond the bulk of them, {low} to {high}, than that "
+        f"is long: is a clock wrong? Once {fresh.name!r} = {newest} is known, every row before it is late. Take these rows out."
+    )
+
+
+def ahead(fresh: pl.Series, now: datetime) -> str | None:
+    """Moments that have not come yet; a day is left to zones of time. Numbers have no unit, and are not looked at."""
+    kind = fresh.dtype
+    if kind != pl.Date and not isinstance(kind, pl.Datetime):
+        return None
+    tomorrow = (now + timedelta(days=1)).astimezone(timezone.utc)
+    bound: date = tomorrow.date() if kind == pl.Date else tomorrow
+    if isinstance(kind, pl.Datetime) and kind.time_zone is None:
+        bound = tomorrow.replace(tzinfo=None)
+    later = fresh.filter(fresh > bound)
+    if not len(later):
+        return None
+    last: Any = later.max()
+    return f"{len(later):,} of {len(fresh):,} fresh rows are of moments to come, up to {last}: is a clock wrong? Take these rows out."
 
 
 def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
