@@ -26,7 +26,7 @@ import twotower as tt
 from twotower.cli.app import app
 from twotower.experiment.lock import held
 from twotower.experiment.tables import Tables
-from twotower.nightly import verdict
+from twotower.nightly import publishing, verdict
 from twotower.nightly.judging import Served, affinity
 from twotower.nightly.known import Ledger, read_known
 
@@ -465,6 +465,7 @@ def test_the_command_and_its_exit_codes(
             asked.append((self.path, self.headers["Authorization"]))
             self.send_response(200 if self.headers["Authorization"] else 401)
             self.end_headers()
+            self.wfile.write(b'{"version": "1"}')
 
         def log_message(self, *given: object) -> None:
             pass
@@ -498,6 +499,74 @@ def test_the_command_and_its_exit_codes(
     assert call(live, "--rollback", *night)[0] == 2
     assert call(live, *night, "--held-out", "2")[0] == 2
     assert call(tmp_path / "nowhere", *night)[0] == 2
+
+
+ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "/reload": (200, {}, b'{"version": "abc", "loaded": 1.0}'),
+    "/away": (302, {"Location": "/stolen"}, b""),
+    "/stolen": (200, {}, b'{"version": "abc"}'),
+    "/login": (200, {}, b"<html>Who are you?</html>"),
+    "/list": (200, {}, b'["version"]'),
+    "/made": (201, {}, b'{"version": "abc"}'),
+    "/damaged": (409, {}, b'{"error": "weights.safetensors is missing"}'),
+}
+
+
+def test_the_token_goes_to_the_named_server_and_its_answer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            code, headers, body = ANSWERS[self.path]
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET = answer  # noqa: N815
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    monkeypatch.setenv("TWOTOWER_TOKEN", "secret")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        publishing.notify(url)
+        for path, said in {
+            "/away": "302.*, to /stolen; it is not followed",
+            "/login": "its answer, 200, is no JSON with a version",
+            "/list": "its answer, 200, is no JSON with a version",
+            "/made": "its answer, 201, is no JSON with a version",
+            "/damaged": "409.*: weights.safetensors is missing",
+        }.items():
+            with pytest.raises(ValueError, match=said):
+                publishing.notify(url + path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [path for path, _ in asked] == ["/reload", "/away", "/login", "/list", "/made", "/damaged"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+        "http://me:secret@host",
+        "http://h ost",
+    ],
+)
+def test_a_wrong_address_is_refused_before_any_work(wrong: str, tmp_path: Path) -> None:
+    for work in (["--rollback"], ["--interactions", tmp_path / "none.parquet"]):
+        code, told = call(tmp_path / "nowhere", *work, "--notify", wrong)
+        assert (code, "expected an address such as" in told) == (2, True)
 
 
 def test_the_example_refuses_the_broken_export(

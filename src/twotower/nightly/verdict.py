@@ -58,7 +58,7 @@ def ahead(fresh: pl.Series, now: datetime) -> str | None:
     if not len(later):
         return None
     last: Any = later.max()
-    return f"{len(later):,} of {len(fresh):,} fresh rows are of moments to come, up to {last}: is a clock wrong? Take these rows out."
+    return f"{len(later):,} of {len(fresh):,} fresh rows are of moments to come, up to {last}: is a clock wrong? Take them out."
 
 
 def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
