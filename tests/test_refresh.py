@@ -349,6 +349,28 @@ def test_times_apart_and_times_to_come() -> None:
     assert verdict.ahead(known, now) is None
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_a_night_that_repeats_what_people_had_is_kept_before_it_is_learnt(
+    shop: Path, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    import twotower.nightly.refresh as module
+
+    def learn(*given: Any) -> Any:
+        raise AssertionError("it was learnt")
+
+    monkeypatch.setattr(module, "learn", learn)
+    run = tmp_path / "run"
+    shutil.copytree(shop / "run", run)
+    said = (run / "resolved.yaml").read_text()
+    assert "remove_seen: false" in said
+    (run / "resolved.yaml").write_text(said.replace("remove_seen: false", "remove_seen: true"))
+    rows = pl.read_parquet(shop / "clicks.parquet").head(200).with_columns(pl.col("at") + BASE)
+    found = first_night(shop, live, run=run, interactions=written(rows, tmp_path / "again.parquet"), force=force)
+    assert found.outcome == "kept"
+    assert "every row held out repeats an item that its person had before" in found.reasons[-1]
+    assert found.path is not None
+
+
 def test_another_runs_rows_are_refused(shop: Path, live: Path, tmp_path: Path) -> None:
     shutil.copytree(shop / "run", tmp_path / "other")
     first_night(shop, live)

@@ -134,6 +134,8 @@ class _Night:
         reasons = [reason for reason in found if reason is not None]
         if not len(to_learn) or not len(held_out):
             return self._done("kept", [*reasons, "no fresh row to learn, or none to judge by, is of a candidate."])
+        if not self._new_to_someone(to_learn, held_out):
+            return self._done("kept", [*reasons, verdict.ALL_SEEN])
         if reasons and not force:
             return self._done("kept", reasons)
         tables = Tables(pl.concat([self.known.rows, to_learn]), held_out, held_out.clear(), items, self.fresh.users)
@@ -163,6 +165,14 @@ class _Night:
             ordered = rows.sort(time, maintain_order=True)
             cut = round(len(rows) * (1 - share))
             return ordered[:cut], ordered[cut:]
+
+    def _new_to_someone(self, to_learn: pl.DataFrame, held_out: pl.DataFrame) -> bool:
+        """Whether a held-out row is left to judge by, once those that repeat what their person had are not asked."""
+        if not self.config.evaluation.remove_seen:
+            return True
+        pair = [self.config.data.user, self.config.data.item]
+        had = pl.concat([self.known.rows.select(pair), to_learn.select(pair)])
+        return len(held_out.join(had, on=pair, how="anti")) > 0
 
     # ---- learning
 

@@ -10,6 +10,11 @@ from twotower.evaluation import Difference
 from twotower.nightly.known import Affinity
 from twotower.nightly.rules import RefreshRules
 
+ALL_SEEN = (
+    "every row held out repeats an item that its person had before, and remove_seen of the config leaves such rows out: none is "
+    "left to judge by. Wait for more rows; --skip-known takes a longer file."
+)
+
 
 def too_late(known: pl.Series, fresh: pl.Series) -> str | None:
     """Times that lie further ahead than all known ones span."""
