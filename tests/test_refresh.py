@@ -28,7 +28,7 @@ from twotower.experiment.lock import held
 from twotower.experiment.tables import Tables
 from twotower.nightly import publishing, verdict
 from twotower.nightly.judging import Served, affinity
-from twotower.nightly.known import Ledger, read_known
+from twotower.nightly.known import Affinity, Ledger, read_known
 
 TASTES, GOODS, PEOPLE, BASE, NIGHT = 4, 40, 120, 4000, 1600
 SHARES = (1 / np.arange(1, 11)) / (1 / np.arange(1, 11)).sum()
@@ -218,6 +218,29 @@ def test_a_poisoned_night_is_refused(
     assert report["affinity"]["now"]["share"] < 0.65 < report["affinity"]["before"]["share"]
     # nothing of it is known: rows of the same hours, in order, are taken
     assert first_night(shop, live).outcome == "published"
+
+
+def test_a_forced_bad_night_does_not_turn_the_check_off(shop: Path, live: Path, tmp_path: Path) -> None:
+    bad = [written(shuffled(pl.read_parquet(shop / f"{name}.parquet")), tmp_path / name) for name in ("night", "next")]
+    forced = first_night(shop, live, interactions=bad[0], force=True)
+    assert forced.outcome == "published"
+    assert forced.reasons[0].startswith("the rows look damaged")
+    again = first_night(shop, live, interactions=bad[1])
+    assert again.reasons[0].startswith("the rows look damaged")
+    assert again.report["affinity"]["before"] == forced.report["affinity"]["before"]
+
+
+def test_the_reference_never_falls() -> None:
+    good, bad, unsure = Affinity(0.8, 0.01), Affinity(0.7, 0.01), Affinity(0.55, 0.03)
+    assert verdict.reference(good, bad, sound=True) == good
+    assert verdict.reference(bad, good, sound=True) == good  # .78 at least, above .7
+    assert verdict.reference(bad, Affinity(0.8, 0.06), sound=True) == bad  # .68 at least
+    assert verdict.reference(bad, good, sound=False) == bad
+    # .49 at least: it may be chance
+    assert verdict.reference(unsure, bad, sound=True) == bad
+    assert verdict.reference(unsure, unsure, sound=True) is None
+    assert verdict.reference(None, good, sound=False) is None
+    assert verdict.reference(good, None, sound=True) == good
 
 
 def test_a_worse_bundle_is_refused_and_force_publishes_it(shop: Path, live: Path) -> None:

@@ -23,7 +23,7 @@ from twotower.files import PathLike, written_aside
 from twotower.nightly import verdict
 from twotower.nightly.fresh import Fresh, catalogue, read_fresh
 from twotower.nightly.judging import affinity, judge, sameness
-from twotower.nightly.known import Known, Ledger, live_path, read_known
+from twotower.nightly.known import Affinity, Known, Ledger, live_path, read_known
 from twotower.nightly.learning import is_finite, learn, rows_to_learn
 from twotower.nightly.publishing import publish, settle
 from twotower.nightly.rules import RefreshRules
@@ -123,6 +123,8 @@ class _Night:
         self.path, self.live, self.known, self.fresh = path, live, known, fresh
         self.rules, self.say, self.report = rules, say, report
         self.config = known.config
+        self.before: Affinity | None = None
+        self.now: Affinity | None = None
 
     def work(self, force: bool) -> Refreshed:
         """Look at the rows, learn, judge, publish."""
@@ -150,7 +152,8 @@ class _Night:
         if reasons and not force:
             return self._done("kept", reasons, differences)
         self.say("publishing")
-        publish(self._bundle(retriever, new, to_learn, held_out), self.path)
+        measure = verdict.reference(self.before, self.now, sound=not reasons)
+        publish(self._bundle(retriever, new, to_learn, held_out, measure), self.path)
         return self._done("published", reasons, differences)
 
     def _parts(self) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -200,7 +203,9 @@ class _Night:
             return None
         return Retriever(model, preprocessor, tables.items, index=bundle.index.rebuilt)
 
-    def _bundle(self, new: Retriever, judged: Evaluation, to_learn: pl.DataFrame, held_out: pl.DataFrame) -> Bundle:
+    def _bundle(
+        self, new: Retriever, judged: Evaluation, to_learn: pl.DataFrame, held_out: pl.DataFrame, measure: Affinity | None
+    ) -> Bundle:  # fmt: skip
         """What is published: with the latest histories, and with where its rows lie."""
         known, ledger = self.known, Ledger(self.path)
         everything = Tables(
@@ -214,7 +219,7 @@ class _Night:
             "learnt": {**before["learnt"], **before["owed"], **ledger.write(to_learn, "rows")},
             "owed": ledger.write(held_out, "rows"),
             "users": {} if self.fresh.users is None else ledger.write(self.fresh.users, "users"),
-            "affinity": self.report.get("affinity", {}).get("now"),
+            "affinity": None if measure is None else asdict(measure),
             "config": self.config.to_dict(),
         }
         return replace(new.bundle, users=store, metrics=judged.means(), origin=origin)
@@ -224,6 +229,8 @@ class _Night:
     def _unlike(self) -> str | None:
         """Whether the fresh rows are of another kind than those before."""
         known, time, seed = self.known, self.known.time, self.rules.seed
+        before = known.affinity or affinity(self.config, self.live, self._tables(known.learnt), known.owed, seed)
+        self.before = before
         now_known, came = known.rows[time], self.fresh.rows[time]
         for late in (
             verdict.too_late(now_known, came),
@@ -232,11 +239,10 @@ class _Night:
         ):
             if late is not None:
                 return late
-        before = known.affinity or affinity(self.config, self.live, self._tables(known.learnt), known.owed, seed)
-        now = affinity(self.config, self.live, self._tables(known.rows), self.fresh.rows, seed)
+        self.now = now = affinity(self.config, self.live, self._tables(known.rows), self.fresh.rows, seed)
         named = (("before", before), ("now", now))
         self.report["affinity"] = {name: None if found is None else asdict(found) for name, found in named}
-        if before is None or now is None or before.share - 2 * before.error <= 0.5:
+        if before is None or now is None or before.least <= 0.5:
             self.report["notes"].append(
                 "whether the rows fit their people cannot be said: too few are of known people and items, or the live bundle told "
                 "nobody apart before."

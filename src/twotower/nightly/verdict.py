@@ -77,6 +77,17 @@ def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
     )
 
 
+def reference(before: Affinity | None, now: Affinity | None, sound: bool) -> Affinity | None:
+    """What the next night is measured by: it rises when a sound night is surely better, and never falls.
+
+    Were it that of the last night, one bad night that is published would turn the check off for all that follow.
+    """
+    told = before if before is not None and before.least > 0.5 else None
+    if not sound or now is None or now.least <= 0.5:
+        return told
+    return now if told is None or now.least > told.share else told
+
+
 def items_lost(lost: int, before: int, rules: RefreshRules) -> str | None:
     """The catalogue must not shrink by much."""
     if lost <= rules.most_lost * before:
