@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ import twotower as tt
 from twotower.cli.app import app
 from twotower.experiment.lock import held
 from twotower.experiment.tables import Tables
+from twotower.nightly import publishing, verdict
 from twotower.nightly.judging import Served, affinity
-from twotower.nightly.known import Ledger, read_known
+from twotower.nightly.known import Affinity, Ledger, read_known
 
 TASTES, GOODS, PEOPLE, BASE, NIGHT = 4, 40, 120, 4000, 1600
 SHARES = (1 / np.arange(1, 11)) / (1 / np.arange(1, 11)).sum()
@@ -218,6 +220,29 @@ def test_a_poisoned_night_is_refused(
     assert first_night(shop, live).outcome == "published"
 
 
+def test_a_forced_bad_night_does_not_turn_the_check_off(shop: Path, live: Path, tmp_path: Path) -> None:
+    bad = [written(shuffled(pl.read_parquet(shop / f"{name}.parquet")), tmp_path / name) for name in ("night", "next")]
+    forced = first_night(shop, live, interactions=bad[0], force=True)
+    assert forced.outcome == "published"
+    assert forced.reasons[0].startswith("the rows look damaged")
+    again = first_night(shop, live, interactions=bad[1])
+    assert again.reasons[0].startswith("the rows look damaged")
+    assert again.report["affinity"]["before"] == forced.report["affinity"]["before"]
+
+
+def test_the_reference_never_falls() -> None:
+    good, bad, unsure = Affinity(0.8, 0.01), Affinity(0.7, 0.01), Affinity(0.55, 0.03)
+    assert verdict.reference(good, bad, sound=True) == good
+    assert verdict.reference(bad, good, sound=True) == good  # .78 at least, above .7
+    assert verdict.reference(bad, Affinity(0.8, 0.06), sound=True) == bad  # .68 at least
+    assert verdict.reference(bad, good, sound=False) == bad
+    # .49 at least: it may be chance
+    assert verdict.reference(unsure, bad, sound=True) == bad
+    assert verdict.reference(unsure, unsure, sound=True) is None
+    assert verdict.reference(None, good, sound=False) is None
+    assert verdict.reference(good, None, sound=True) == good
+
+
 def test_a_worse_bundle_is_refused_and_force_publishes_it(shop: Path, live: Path) -> None:
     before, bad = state(live), {"rules": tt.RefreshRules(rate=100.0), "interactions": shop / "same.parquet"}
     found = first_night(shop, live, **bad)
@@ -292,7 +317,9 @@ def test_what_is_wrong_with_the_tables_is_said(shop: Path, live: Path, tmp_path:
     with pytest.raises(ValueError, match="held_out is 0"):
         tt.RefreshRules(held_out=0)
     found = first_night(shop, live, interactions=written(night.clear(), tmp_path / "none.parquet"))
-    assert (found.outcome, found.path) == ("nothing", None)
+    assert found.outcome == "nothing"
+    assert found.path is not None
+    assert json.loads(found.path.read_text())["outcome"] == "nothing"
     wide = night.with_columns(pl.col("at").cast(pl.Int32), pl.col("who").cast(pl.Int16))
     assert first_night(shop, live, interactions=written(wide, tmp_path / "w.parquet")).outcome == "published"
     tt.rollback(live)
@@ -304,6 +331,67 @@ def test_times_in_another_unit_are_refused(shop: Path, live: Path, tmp_path: Pat
     found = first_night(shop, live, interactions=written(rows, tmp_path / "ms.parquet"))
     assert found.outcome == "kept"
     assert "is 'at' written in another unit?" in found.reasons[0]
+
+
+def test_one_wrong_clock_is_refused(shop: Path, live: Path, tmp_path: Path) -> None:
+    before, night = state(live), pl.read_parquet(shop / "night.parquet")
+    far = BASE - 1 + int(0.9 * BASE)  # 1,600 rows end at 5,599; this is 7,599, within what the known ones span
+    rows = night.with_columns(at=pl.when(pl.col("at") == BASE + 700).then(far).otherwise("at"))
+    found = first_night(shop, live, interactions=written(rows, tmp_path / "clock.parquet"))
+    assert found.outcome == "kept"
+    assert "of 1,600 fresh rows reach to 7599, further beyond the bulk of them, " in found.reasons[0]
+    assert state(live) == before
+
+
+def test_rows_that_are_all_known_are_told(shop: Path, live: Path, tmp_path: Path) -> None:
+    rows = written(pl.read_parquet(shop / "clicks.parquet").tail(30), tmp_path / "old.parquet")
+    found = first_night(shop, live, interactions=rows, skip_known=True)
+    assert found.outcome == "kept"
+    assert found.reasons[0].startswith("none of 30 rows is after the newest known one (at = 3999)")
+    report = json.loads(found.path.read_text()) if found.path else {}
+    assert report["reasons"] == list(found.reasons)
+    assert report["rows"]["skipped"] == 30
+
+
+def test_times_apart_and_times_to_come() -> None:
+    known, bulk = pl.Series("at", range(0, 1000)), list(range(1000, 1200))
+    # of 201 rows the 1st and the 99th percentile are those at places 2 and 198, 1002 and 1198: 196 apart
+    assert verdict.apart(known, pl.Series("at", [*bulk, 1198 + 196])) is None
+    assert "1002 to 1198" in str(verdict.apart(known, pl.Series("at", [*bulk, 1198 + 197])))
+    days = [date(2026, 1, 1), date(2026, 1, 2), date(2026, 1, 3)]
+    dated = pl.Series("at", [days[1]] * 200 + days[2:])
+    assert verdict.apart(pl.Series("at", days[:1]), dated) is None  # the next day begins
+    assert verdict.apart(pl.Series("at", days[:1]), pl.Series("at", [days[1]] * 200 + [date(2026, 1, 9)])) is not None
+    now = datetime(2026, 1, 2, 12, tzinfo=timezone.utc)
+    hours = pl.Series("at", [datetime(2026, 1, 3, 12), datetime(2026, 1, 3, 13)])
+    for moments in (hours, hours.dt.replace_time_zone("UTC")):
+        assert verdict.ahead(moments[:1], now) is None
+        assert "1 of 2 fresh rows are of moments to come, up to 2026-01-03 13:00" in str(verdict.ahead(moments, now))
+    assert verdict.ahead(pl.Series("at", days), now) is None
+    assert verdict.ahead(pl.Series("at", [date(2026, 1, 4)]), now) is not None
+    assert verdict.ahead(known, now) is None
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_night_that_repeats_what_people_had_is_kept_before_it_is_learnt(
+    shop: Path, live: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    import twotower.nightly.refresh as module
+
+    def learn(*given: Any) -> Any:
+        raise AssertionError("it was learnt")
+
+    monkeypatch.setattr(module, "learn", learn)
+    run = tmp_path / "run"
+    shutil.copytree(shop / "run", run)
+    said = (run / "resolved.yaml").read_text()
+    assert "remove_seen: false" in said
+    (run / "resolved.yaml").write_text(said.replace("remove_seen: false", "remove_seen: true"))
+    rows = pl.read_parquet(shop / "clicks.parquet").head(200).with_columns(pl.col("at") + BASE)
+    found = first_night(shop, live, run=run, interactions=written(rows, tmp_path / "again.parquet"), force=force)
+    assert found.outcome == "kept"
+    assert "every row held out repeats an item that its person had before" in found.reasons[-1]
+    assert found.path is not None
 
 
 def test_another_runs_rows_are_refused(shop: Path, live: Path, tmp_path: Path) -> None:
@@ -422,6 +510,7 @@ def test_the_command_and_its_exit_codes(
             asked.append((self.path, self.headers["Authorization"]))
             self.send_response(200 if self.headers["Authorization"] else 401)
             self.end_headers()
+            self.wfile.write(b'{"version": "1"}')
 
         def log_message(self, *given: object) -> None:
             pass
@@ -443,7 +532,7 @@ def test_the_command_and_its_exit_codes(
         code, told = call(live, *night[:4])
         assert (code, "are not after the newest row" in told) == (2, True)
         code, told = call(live, *night[:4], "--skip-known")
-        assert (code, "Nothing to do" in told) == (0, True)
+        assert (code, "none of 1,600 rows is after the newest known one" in told) == (3, True)
         monkeypatch.delenv("TWOTOWER_TOKEN")
         code, told = call(live, "--rollback", "--notify", url + "/admin/reload")
         assert (code, asked[-1]) == (4, ("/admin/reload", None))
@@ -455,6 +544,74 @@ def test_the_command_and_its_exit_codes(
     assert call(live, "--rollback", *night)[0] == 2
     assert call(live, *night, "--held-out", "2")[0] == 2
     assert call(tmp_path / "nowhere", *night)[0] == 2
+
+
+ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "/reload": (200, {}, b'{"version": "abc", "loaded": 1.0}'),
+    "/away": (302, {"Location": "/stolen"}, b""),
+    "/stolen": (200, {}, b'{"version": "abc"}'),
+    "/login": (200, {}, b"<html>Who are you?</html>"),
+    "/list": (200, {}, b'["version"]'),
+    "/made": (201, {}, b'{"version": "abc"}'),
+    "/damaged": (409, {}, b'{"error": "weights.safetensors is missing"}'),
+}
+
+
+def test_the_token_goes_to_the_named_server_and_its_answer_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            asked.append((self.path, self.headers["Authorization"]))
+            code, headers, body = ANSWERS[self.path]
+            self.send_response(code)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET = answer  # noqa: N815
+
+        def log_message(self, *given: object) -> None:
+            pass
+
+    monkeypatch.setenv("TWOTOWER_TOKEN", "secret")
+    server = http.server.HTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        publishing.notify(url)
+        for path, said in {
+            "/away": "302.*, to /stolen; it is not followed",
+            "/login": "its answer, 200, is no JSON with a version",
+            "/list": "its answer, 200, is no JSON with a version",
+            "/made": "its answer, 201, is no JSON with a version",
+            "/damaged": "409.*: weights.safetensors is missing",
+        }.items():
+            with pytest.raises(ValueError, match=said):
+                publishing.notify(url + path)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert [path for path, _ in asked] == ["/reload", "/away", "/login", "/list", "/made", "/damaged"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+        "http://me:secret@host",
+        "http://h ost",
+    ],
+)
+def test_a_wrong_address_is_refused_before_any_work(wrong: str, tmp_path: Path) -> None:
+    for work in (["--rollback"], ["--interactions", tmp_path / "none.parquet"]):
+        code, told = call(tmp_path / "nowhere", *work, "--notify", wrong)
+        assert (code, "expected an address such as" in told) == (2, True)
 
 
 def test_the_example_refuses_the_broken_export(

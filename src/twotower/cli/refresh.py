@@ -65,8 +65,9 @@ def refresh(
 ) -> None:
     """Learn the night's rows, judge the new bundle beside the live one, and publish it if it is not worse.
 
-    Exit codes: 0 published or nothing to do, 3 the live bundle was kept, 4 published but --notify failed, 2 what you can mend.
+    Exit codes: 0 published or no rows came, 3 the live bundle was kept, 4 published but --notify failed, 2 what you can mend.
     """
+    from twotower.nightly.publishing import address
     from twotower.nightly.publishing import rollback as go_back
     from twotower.nightly.refresh import refresh as work
 
@@ -74,6 +75,8 @@ def refresh(
     rules = RefreshRules(**{field.name: values[field.name] for field in fields(RefreshRules)})
     if rollback == bool(interactions):
         raise ValueError("give --interactions <Parquet of the fresh rows>, or --rollback alone.")
+    if notify is not None:
+        address(notify)  # before any work
     if rollback:
         path = go_back(live)
         console.print(

@@ -31,6 +31,11 @@ class Affinity:
     share: float
     error: float
 
+    @property
+    def least(self) -> float:
+        """The share, with two standard errors left to chance."""
+        return self.share - 2 * self.error
+
 
 Files = Mapping[str, str]  # names in the folder, and their SHA-256
 
@@ -47,7 +52,7 @@ class Known:
         users: features of the users, if the config has any.
         night: how often it was refreshed.
         files: where all this lies already: "learnt", "owed" and "users", each with names in the ledger; {} for a run's rows.
-        affinity: how well the bundle before knew the rows of the last night, if it could be said.
+        affinity: how well bundles before knew the rows of sound nights, which later nights are measured by, if it could be said.
     """
 
     config: Config

@@ -23,7 +23,7 @@ from twotower.files import PathLike, written_aside
 from twotower.nightly import verdict
 from twotower.nightly.fresh import Fresh, catalogue, read_fresh
 from twotower.nightly.judging import affinity, judge, sameness
-from twotower.nightly.known import Known, Ledger, live_path, read_known
+from twotower.nightly.known import Affinity, Known, Ledger, live_path, read_known
 from twotower.nightly.learning import is_finite, learn, rows_to_learn
 from twotower.nightly.publishing import publish, settle
 from twotower.nightly.rules import RefreshRules
@@ -40,14 +40,14 @@ class Refreshed:
         outcome: "published"; "kept" if the live bundle stays; "nothing" if there was nothing to do.
         reasons: why the live bundle stays, or would have stayed but for `force`.
         report: all that was found, as plain JSON.
-        path: the file that holds the report; None if there was nothing to do.
+        path: the file that holds the report.
         comparison: new less live, metric by metric; () if it did not come to that.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...]
     report: Mapping[str, Any]
-    path: Path | None
+    path: Path | None  # None until it is written
     comparison: tuple[Difference, ...] = ()
 
 
@@ -103,8 +103,7 @@ def refresh(
         report: dict[str, Any] = {"bundle": str(path), "rules": asdict(rules), "notes": list(fresh.notes)}
         report |= {"night": known.night + 1, "known_until": str(known.rows[known.time].max())}
         if not len(fresh.rows):
-            say("there are no fresh rows: nothing to do")
-            return Refreshed("nothing", (), report | {"outcome": "nothing"}, None)
+            return _nothing_new(path, known, fresh, report, say)
         night = _Night(path, served, known, fresh, rules, say, report)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -124,6 +123,8 @@ class _Night:
         self.path, self.live, self.known, self.fresh = path, live, known, fresh
         self.rules, self.say, self.report = rules, say, report
         self.config = known.config
+        self.before: Affinity | None = None
+        self.now: Affinity | None = None
 
     def work(self, force: bool) -> Refreshed:
         """Look at the rows, learn, judge, publish."""
@@ -135,6 +136,8 @@ class _Night:
         reasons = [reason for reason in found if reason is not None]
         if not len(to_learn) or not len(held_out):
             return self._done("kept", [*reasons, "no fresh row to learn, or none to judge by, is of a candidate."])
+        if not self._new_to_someone(to_learn, held_out):
+            return self._done("kept", [*reasons, verdict.ALL_SEEN])
         if reasons and not force:
             return self._done("kept", reasons)
         tables = Tables(pl.concat([self.known.rows, to_learn]), held_out, held_out.clear(), items, self.fresh.users)
@@ -149,7 +152,8 @@ class _Night:
         if reasons and not force:
             return self._done("kept", reasons, differences)
         self.say("publishing")
-        publish(self._bundle(retriever, new, to_learn, held_out), self.path)
+        measure = verdict.reference(self.before, self.now, sound=not reasons)
+        publish(self._bundle(retriever, new, to_learn, held_out, measure), self.path)
         return self._done("published", reasons, differences)
 
     def _parts(self) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -164,6 +168,14 @@ class _Night:
             ordered = rows.sort(time, maintain_order=True)
             cut = round(len(rows) * (1 - share))
             return ordered[:cut], ordered[cut:]
+
+    def _new_to_someone(self, to_learn: pl.DataFrame, held_out: pl.DataFrame) -> bool:
+        """Whether a held-out row is left to judge by, once those that repeat what their person had are not asked."""
+        if not self.config.evaluation.remove_seen:
+            return True
+        pair = [self.config.data.user, self.config.data.item]
+        had = pl.concat([self.known.rows.select(pair), to_learn.select(pair)])
+        return len(held_out.join(had, on=pair, how="anti")) > 0
 
     # ---- learning
 
@@ -191,7 +203,9 @@ class _Night:
             return None
         return Retriever(model, preprocessor, tables.items, index=bundle.index.rebuilt)
 
-    def _bundle(self, new: Retriever, judged: Evaluation, to_learn: pl.DataFrame, held_out: pl.DataFrame) -> Bundle:
+    def _bundle(
+        self, new: Retriever, judged: Evaluation, to_learn: pl.DataFrame, held_out: pl.DataFrame, measure: Affinity | None
+    ) -> Bundle:  # fmt: skip
         """What is published: with the latest histories, and with where its rows lie."""
         known, ledger = self.known, Ledger(self.path)
         everything = Tables(
@@ -205,7 +219,7 @@ class _Night:
             "learnt": {**before["learnt"], **before["owed"], **ledger.write(to_learn, "rows")},
             "owed": ledger.write(held_out, "rows"),
             "users": {} if self.fresh.users is None else ledger.write(self.fresh.users, "users"),
-            "affinity": self.report.get("affinity", {}).get("now"),
+            "affinity": None if measure is None else asdict(measure),
             "config": self.config.to_dict(),
         }
         return replace(new.bundle, users=store, metrics=judged.means(), origin=origin)
@@ -215,14 +229,20 @@ class _Night:
     def _unlike(self) -> str | None:
         """Whether the fresh rows are of another kind than those before."""
         known, time, seed = self.known, self.known.time, self.rules.seed
-        late = verdict.too_late(known.rows[time], self.fresh.rows[time])
-        if late is not None:
-            return late
         before = known.affinity or affinity(self.config, self.live, self._tables(known.learnt), known.owed, seed)
-        now = affinity(self.config, self.live, self._tables(known.rows), self.fresh.rows, seed)
+        self.before = before
+        now_known, came = known.rows[time], self.fresh.rows[time]
+        for late in (
+            verdict.too_late(now_known, came),
+            verdict.apart(now_known, came),
+            verdict.ahead(came, datetime.now(timezone.utc)),
+        ):
+            if late is not None:
+                return late
+        self.now = now = affinity(self.config, self.live, self._tables(known.rows), self.fresh.rows, seed)
         named = (("before", before), ("now", now))
         self.report["affinity"] = {name: None if found is None else asdict(found) for name, found in named}
-        if before is None or now is None or before.share - 2 * before.error <= 0.5:
+        if before is None or now is None or before.least <= 0.5:
             self.report["notes"].append(
                 "whether the rows fit their people cannot be said: too few are of known people and items, or the live bundle told "
                 "nobody apart before."
@@ -279,6 +299,23 @@ class _Night:
     def _done(self, outcome: Outcome, reasons: Sequence[str], differences: Sequence[Difference] = ()) -> Refreshed:
         self.report |= {"outcome": outcome, "reasons": list(reasons)}
         return Refreshed(outcome, tuple(reasons), self.report, None, tuple(differences))
+
+
+def _nothing_new(path: Path, known: Known, fresh: Fresh, report: Mapping[str, Any], say: Say) -> Refreshed:
+    """No rows came, which is well; or rows came and all were known, which is told, as it may be so every night from now on."""
+    outcome: Outcome = "kept" if fresh.skipped else "nothing"
+    last: Any = known.rows[known.time].max()
+    reasons = []
+    if fresh.skipped:
+        reasons.append(
+            f"none of {fresh.skipped:,} rows is after the newest known one ({known.time} = {last}): does "
+            "the export still bring new rows? If that time itself is wrong, go back (--rollback), or train anew."
+        )
+    else:
+        say("there are no fresh rows: nothing to do")
+    rows = {"fresh": 0, "held_out": 0, "skipped": fresh.skipped}
+    whole = {**report, "rows": rows, "outcome": outcome, "reasons": reasons}
+    return Refreshed(outcome, tuple(reasons), whole, _write_report(Ledger(path), whole))
 
 
 def _mean(metrics: Mapping[str, Any], name: str) -> float | None:

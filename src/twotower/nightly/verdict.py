@@ -1,6 +1,7 @@
 """What speaks against publishing, in words: each check gives its reason, or None."""
 
 from collections.abc import Sequence
+from datetime import date, datetime, timedelta, timezone
 from typing import Any
 
 import polars as pl
@@ -8,6 +9,11 @@ import polars as pl
 from twotower.evaluation import Difference
 from twotower.nightly.known import Affinity
 from twotower.nightly.rules import RefreshRules
+
+ALL_SEEN = (
+    "every row held out repeats an item that its person had before, and remove_seen of the config leaves such rows out: none is "
+    "left to judge by. Wait for more rows; --skip-known takes a longer file."
+)
 
 
 def too_late(known: pl.Series, fresh: pl.Series) -> str | None:
@@ -22,6 +28,44 @@ def too_late(known: pl.Series, fresh: pl.Series) -> str | None:
     )
 
 
+def apart(known: pl.Series, fresh: pl.Series) -> str | None:
+    """A newest time far beyond the bulk: published, it would make every later night one of known rows.
+
+    With t(q) the fresh time at the share q of the rows: max - t(.99) must not exceed t(.99) - t(.01), nor one step, the least
+    difference of two times, where nearly all rows are of one moment, such as a date.
+    """
+    times = fresh.drop_nulls().sort()
+    rest: list[Any] = [times[int(share * (len(times) - 1))] for share in (0.01, 0.99)]
+    low, high = rest
+    newest: Any = times[-1]
+    if (
+        newest - high <= high - low
+        or newest - high <= pl.concat([known, fresh]).drop_nulls().unique().sort().diff().min()
+    ):
+        return None
+    beyond = int((times > high).sum())
+    return (
+        f"{beyond:,} of {len(times):,} fresh rows reach to {newest}, further beyond the bulk of them, {low} to {high}, than that "
+        f"is long: is a clock wrong? Once {fresh.name!r} = {newest} is known, every row before it is late. Take these rows out."
+    )
+
+
+def ahead(fresh: pl.Series, now: datetime) -> str | None:
+    """Moments that have not come yet; a day is left to zones of time. Numbers have no unit, and are not looked at."""
+    kind = fresh.dtype
+    if kind != pl.Date and not isinstance(kind, pl.Datetime):
+        return None
+    tomorrow = (now + timedelta(days=1)).astimezone(timezone.utc)
+    bound: date = tomorrow.date() if kind == pl.Date else tomorrow
+    if isinstance(kind, pl.Datetime) and kind.time_zone is None:
+        bound = tomorrow.replace(tzinfo=None)
+    later = fresh.filter(fresh > bound)
+    if not len(later):
+        return None
+    last: Any = later.max()
+    return f"{len(later):,} of {len(fresh):,} fresh rows are of moments to come, up to {last}: is a clock wrong? Take them out."
+
+
 def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
     """The live bundle must still know whose rows are whose; two standard errors are left to chance."""
     if now.share + 2 * now.error >= 0.5 + rules.trust * (before.share - 0.5):
@@ -31,6 +75,17 @@ def damaged(before: Affinity, now: Affinity, rules: RefreshRules) -> str | None:
         f"{before.share:.1%} on rows before that it had not learnt either, 50% by chance. Are items and people "
         "joined as they should be?"
     )
+
+
+def reference(before: Affinity | None, now: Affinity | None, sound: bool) -> Affinity | None:
+    """What the next night is measured by: it rises when a sound night is surely better, and never falls.
+
+    Were it that of the last night, one bad night that is published would turn the check off for all that follow.
+    """
+    told = before if before is not None and before.least > 0.5 else None
+    if not sound or now is None or now.least <= 0.5:
+        return told
+    return now if told is None or now.least > told.share else told
 
 
 def items_lost(lost: int, before: int, rules: RefreshRules) -> str | None:
