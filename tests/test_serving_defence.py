@@ -1,6 +1,12 @@
 """What strangers may send: bounded before it costs anything, and refused with a reason."""
 
+import asyncio
+import gc
 import json
+import shutil
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +14,15 @@ from typing import Any
 import pytest
 from litestar.testing import TestClient
 
+from twotower.serving import app as app_module
+from twotower.serving import live as live_module
+from twotower.serving import service as service_module
 from twotower.serving.app import make_app
+from twotower.serving.explorer import routes as routes_module
+from twotower.serving.instruments import Instruments
 from twotower.serving.live import Live
+from twotower.serving.problems import Problem
+from twotower.serving.service import Service
 from twotower.serving.settings import Limits, Settings
 
 from . import serving_world as world
@@ -27,7 +40,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[Client]:
-    front, _ = make_app(Live(bundle), Settings(limits=Limits(questions=5, k=50), watch=0, explorer=False))
+    front, _ = make_app(Live(bundle), Settings(limits=Limits(questions=5, k=50, results=100), watch=0, explorer=False))
     with TestClient(front) as made:
         yield made
 
@@ -59,3 +72,174 @@ def test_tensors_are_bounded_before_they_are_built(change: dict[str, Any], says:
     response = client.post("/v2/models/one/infer", content=json.dumps(asked))
     assert response.status_code == 422, response.text
     assert says in response.text
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"user": 3, "fields": ["title", "title"]}, "more than once"),
+        (
+            [{"user": 3, "k": 50}, {"user": 4, "k": 50}, {"user": 5, "k": 1}],
+            "101 items together, but a body may ask for 100",
+        ),
+    ],
+)
+def test_an_answer_is_bounded(body: object, says: str, client: Client) -> None:
+    response = client.post("/recommend", json=body)
+    assert response.status_code == 422, response.text
+    assert says in response.text
+    assert client.post("/recommend", json=[{"user": 3, "k": 50}, {"user": 4, "k": 50}]).status_code == 200
+
+
+def test_ids_of_64_bits(client: Client) -> None:
+    for number in (2**62, -(2**63), 2**63 - 1):
+        response = client.get(f"/recommend/{number}")
+        assert (response.status_code, f"nothing is known of the user {number}" in response.text) == (404, True)
+    assert "whole number" in client.get(f"/recommend/{2**64}").text
+
+
+def test_the_scheme_of_a_token_in_any_case(bundle: Path) -> None:
+    front, _ = make_app(Live(bundle), Settings(token="sesame-open", watch=0, explorer=False))
+    with TestClient(front) as client:
+        for sent, status in (("bearer sesame-open", 200), ("BEARER sesame-open", 200), ("basic sesame-open", 401)):
+            assert client.get("/", headers={"authorization": sent}).status_code == status
+
+
+def test_a_panic_ends_no_thread(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polars' own panics are no Exceptions."""
+
+    class PanicException(BaseException):
+        pass
+
+    def panic(*_: object, **__: object) -> None:
+        raise PanicException("in Rust")
+
+    front, _ = make_app(Live(bundle), Settings(watch=0))
+    with TestClient(front) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(service_module, "answer", panic)
+            patch.setattr(app_module, "_found", panic)
+            patch.setattr(routes_module, "facts", panic)
+            patch.setattr(live_module, "warm_up", panic)
+            for method, path, status in (
+                ("GET", "/recommend/3", 500),
+                ("GET", "/items", 500),
+                ("GET", "/explore", 500),
+                ("POST", "/reload", 409),
+            ):
+                response = client.request(method, path)
+                assert response.status_code == status, response.text
+            assert "in Rust" in response.text
+        for path in ("/recommend/3", "/items", "/explore"):
+            assert client.get(path).status_code == 200
+        assert client.post("/reload").status_code == 200
+
+
+def test_a_search_that_takes_too_long(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go = threading.Event()
+    monkeypatch.setattr(app_module, "_found", lambda *_: go.wait(30))
+    front, service = make_app(Live(bundle), Settings(limits=Limits(timeout=0.05), watch=0, explorer=False))
+    with TestClient(front) as client:
+        assert client.get("/items").status_code == 504
+        assert service._searches._value == service_module.SEARCHES - 1  # it holds its place until it ends
+        go.set()
+        wait_for(lambda: service._searches._value == service_module.SEARCHES)
+
+
+def test_the_explorer_holds_no_bundle_that_was_served_before(bundle: Path) -> None:
+    front, service = make_app(Live(bundle), Settings(watch=0))
+    with TestClient(front) as client:
+        assert client.get("/explore").status_code == 200
+        before = weakref.ref(service.live.current.retriever)
+        assert client.post("/reload").status_code == 200
+        gc.collect()
+        assert before() is None
+
+
+def test_what_was_refused_stays_refused_until_a_load_succeeds(bundle: Path, tmp_path: Path) -> None:
+    """The manifest is that of what is served, and the weights below it are broken."""
+    served = tmp_path / "served"
+    shutil.copytree(bundle, served)
+    weights = served / "model" / "weights.safetensors"
+    whole = weights.read_bytes()
+
+    async def main() -> None:
+        live = Live(served)
+        service = Service(live, Settings(watch=0), Instruments())
+        await service.load()
+        weights.write_bytes(whole[:-1])
+        for force in (True, False, False):
+            with pytest.raises(Problem, match="cut short"):
+                await service.reload(force=force)
+            assert live.refused is not None
+        weights.write_bytes(whole)
+        await service.reload()
+        assert live.refused is None
+        service.close()
+
+    asyncio.run(main())
+
+
+def test_the_watch_outlives_whatever_happens(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        live = Live(bundle)
+        service = Service(live, Settings(watch=0.001), Instruments())
+        await service.load()
+        raised: list[Exception] = []
+        done = asyncio.Event()
+
+        async def reload(force: bool = False) -> None:
+            if len(raised) < 3:
+                raised.append(Problem(409, "of another") if len(raised) == 1 else RuntimeError("odd"))
+                raise raised[-1]
+            done.set()
+
+        service.reload = reload  # type: ignore[method-assign]
+        live.refused = "something"
+        watching = asyncio.ensure_future(service.watch())
+        await asyncio.wait_for(done.wait(), 20)
+        watching.cancel()
+        service.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, "RETRY", (0.0,))
+        asyncio.run(main())
+    assert caplog.text.count("RuntimeError: odd") == 2
+
+
+def test_a_forced_reload_is_not_content_with_one_that_began_before(bundle: Path, tmp_path: Path) -> None:
+    served = tmp_path / "served"
+    shutil.copytree(bundle, served)
+
+    async def main() -> None:
+        live = Live(served)
+        service = Service(live, Settings(watch=0), Instruments())
+        await service.load()
+        load, go, begun = live.load, threading.Event(), threading.Event()
+
+        def slow() -> Any:
+            found = load()
+            begun.set()
+            assert go.wait(30)
+            return found
+
+        live.load = slow  # type: ignore[method-assign]
+        first = asyncio.ensure_future(service.reload(force=True))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        world.make_retriever(1).save(served)
+        second = asyncio.ensure_future(service.reload(force=True))
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(first, second)
+        assert live.current.version == live.version_there()
+        service.close()
+
+    asyncio.run(main())
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)

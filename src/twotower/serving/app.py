@@ -76,7 +76,9 @@ def make_app(live: Live, settings: Settings | None = None) -> tuple[Front, Servi
     routes = [*_questions(service), *_items(service), *_about(service), *_open_inference(service)]
     if settings.explorer:
         routes += explorer_routes(
-            lambda: service.live.current.retriever, lambda: service.live.current.manifest.get("created")
+            lambda: service.live.current.retriever,
+            lambda: service.live.current.manifest.get("created"),
+            service.when_taken,
         )
     app = Litestar(
         routes,

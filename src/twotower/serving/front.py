@@ -34,7 +34,7 @@ class Front:
         self.app = app
         self.instruments = instruments
         self.draining = False
-        self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._expected = None if settings.token is None else settings.token.encode()
         self._log = settings.access_log
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -69,7 +69,8 @@ class Front:
     def _authorised(self, scope: Message) -> bool:
         assert self._expected is not None
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._expected)
 
     def _write(self, scope: Message, status: int, seconds: float) -> None:
         entry: dict[str, Any] = {

@@ -11,6 +11,7 @@ class Limits:
         body_bytes: larger bodies are refused with 413.
         k: the most items of one question.
         questions: in one body.
+        results: items that the questions of one body may ask for together; a single question may ask for k.
         list_length: of exclude, only, history, every list in a query, and every list of a filter.
         depth: of lists and objects inside each other in a query or filter.
         timeout: seconds, after which 504 is answered.
@@ -21,6 +22,7 @@ class Limits:
     body_bytes: int = 1_000_000
     k: int = 1000
     questions: int = 256
+    results: int = 20_000
     list_length: int = 10_000
     depth: int = 4
     timeout: float = 10.0
