@@ -1,6 +1,7 @@
 """What strangers may send: bounded before it costs anything, and refused with a reason."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import shutil
@@ -12,16 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from litestar.testing import TestClient
+from typer.testing import CliRunner
+from uvicorn.server import ServerState
 
+from twotower.cli.app import app
 from twotower.serving import app as app_module
 from twotower.serving import live as live_module
+from twotower.serving import server
 from twotower.serving import service as service_module
 from twotower.serving.app import make_app
 from twotower.serving.explorer import routes as routes_module
 from twotower.serving.instruments import Instruments
 from twotower.serving.live import Live
 from twotower.serving.problems import Problem
+from twotower.serving.protocol import BoundedProtocol
 from twotower.serving.service import Service
 from twotower.serving.settings import Limits, Settings
 
@@ -243,3 +250,110 @@ def wait_for(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
+
+
+def status_with(client: Client, method: str, path: str, **headers: str) -> int:
+    return client.request(method, path, headers={n.replace("_", "-"): v for n, v in headers.items()}).status_code
+
+
+def test_pages_of_other_sites_may_not_ask(bundle: Path) -> None:
+    hosts = ("localhost", "127.0.0.1", "[::1]")
+    front, _ = make_app(Live(bundle), Settings(hosts=hosts, watch=0, explorer=False))
+    with TestClient(front, base_url="http://127.0.0.1:8000") as client:
+        for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:80", "[::1]:8000", "[::1]"):
+            assert status_with(client, "GET", "/", host=host) == 200
+        for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "[::2]:8000", "127.0.0.1.evil", ""):
+            assert status_with(client, "GET", "/recommend/3", host=host) == 403
+            assert status_with(client, "GET", "/health/ready", host=host) == 200
+        for origin in (
+            "http://evil.example",
+            "null",
+            "http://127.0.0.1:3000",
+            "http://localhost:8000",
+            "http://127.0.0.1:8000.evil.example",
+        ):
+            assert status_with(client, "POST", "/reload", origin=origin) == 403
+        assert status_with(client, "POST", "/reload", origin="http://127.0.0.1:8000") == 200
+        assert status_with(client, "POST", "/reload", sec_fetch_site="cross-site") == 403
+        assert status_with(client, "POST", "/reload", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 403
+        assert status_with(client, "GET", "/", sec_fetch_site="cross-site", sec_fetch_mode="no-cors") == 403
+        assert status_with(client, "GET", "/", sec_fetch_site="cross-site", sec_fetch_mode="navigate") == 200
+        assert status_with(client, "GET", "/", sec_fetch_site="same-origin") == 200
+
+
+def test_a_token_is_enough_wherever_it_comes_from(bundle: Path) -> None:
+    front, _ = make_app(Live(bundle), Settings(token="sesame-open", hosts=("localhost",), watch=0, explorer=False))
+    with TestClient(front) as client:
+        opened = {"authorization": "Bearer sesame-open", "host": "proxy", "origin": "https://elsewhere"}
+        assert status_with(client, "GET", "/", **opened) == 200
+
+
+def test_the_command_knows_the_names_of_this_machine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Settings] = []
+    monkeypatch.delenv("TWOTOWER_TOKEN", raising=False)
+    monkeypatch.setattr(server, "serve", lambda live, settings, **_: ran.append(settings))
+    for arguments in ([], ["--host", "0.0.0.0"], ["--host", "0.0.0.0", "--allow-host", "films.example"]):
+        assert CliRunner().invoke(app, ["serve", str(bundle), *arguments]).exit_code == 0
+    assert ran[0].hosts is not None
+    assert set(ran[0].hosts) == {"localhost", "127.0.0.1", "[::1]"}
+    assert ran[1].hosts is None
+    assert ran[2].hosts is not None
+    assert "films.example" in ran[2].hosts
+
+
+async def _hello(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the length of the body."""
+    length, more = 0, True
+    while more:
+        message = await receive()
+        length, more = length + len(message["body"]), message.get("more_body", False)
+    body = str(length).encode()
+    await send(
+        {"type": "http.response.start", "status": 200, "headers": [(b"content-length", str(len(body)).encode())]}
+    )
+    await send({"type": "http.response.body", "body": body})
+
+
+def told(*pieces: bytes) -> bytes:
+    """What the protocol answers to pieces that come one after the other on one connection."""
+
+    async def main() -> bytes:
+        config = uvicorn.Config(_hello, http=BoundedProtocol, ws="none", log_config=None)
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        listening = await loop.create_server(
+            lambda: BoundedProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        )
+        reader, writer = await asyncio.open_connection(*listening.sockets[0].getsockname())
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                writer.write(piece)
+                await writer.drain()
+        found = b""
+        with contextlib.suppress(asyncio.TimeoutError, OSError):
+            while some := await asyncio.wait_for(reader.read(65536), 0.5):
+                found += some
+        writer.close()
+        listening.close()
+        return found
+
+    return asyncio.run(main())
+
+
+def test_heads_are_bounded() -> None:
+    start = b"POST / HTTP/1.1\r\nhost: x\r\n"
+    for long in (b"a: " + b"x" * 70_000, b"a: b\r\n" * 20_000):
+        assert told(start + long).startswith(b"HTTP/1.1 431 ")
+        assert told(start, *[long[at : at + 1000] for at in range(0, len(long), 1000)]).startswith(b"HTTP/1.1 431 ")
+    assert told(b"GET /" + b"x" * 70_000).startswith(b"HTTP/1.1 431 ")
+    fits = b"a: " + b"x" * 60_000 + b"\r\n"
+    whole = start + fits + b"content-length: 300000\r\n\r\n" + b"y" * 300_000
+    found = told(whole * 3)  # the bodies, and heads in the same pieces as bodies, do not count
+    assert (found.count(b"HTTP/1.1 200"), found.count(b"300000"), b"431" in found) == (3, 3, False)
+
+
+def test_asking_for_a_websocket_writes_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    found = told(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 200")
+    assert caplog.text == ""

@@ -46,6 +46,7 @@ class Settings:
         max_wait: seconds that an idle thread waits for more.
         max_queue: questions that may wait; more are answered 503.
         token: what "Authorization: Bearer" must bring, for all but health; None for nothing.
+        hosts: the names, without ports, by which the server may be called while there is no token; None for any.
         watch: seconds between looks at manifest.json; 0 for none.
         explorer: whether /explore is there.
         access_log: whether every request is a line of JSON on standard error.
@@ -57,6 +58,7 @@ class Settings:
     max_wait: float = 0.0
     max_queue: int = 1024
     token: str | None = field(default=None, repr=False)
+    hosts: tuple[str, ...] | None = None
     watch: float = 1.0
     explorer: bool = True
     access_log: bool = False
