@@ -16,6 +16,7 @@ from twotower.feature_stores.redis import RedisFeatures
 from twotower.feature_stores.sqlite import SQLiteFeatures
 
 TOKEN = "TWOTOWER_TOKEN"
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 def serve(
@@ -25,6 +26,13 @@ def serve(
     token_file: Annotated[
         Path | None,
         typer.Option(help=f"A file with the token that clients must send; or set {TOKEN}.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A further name by which clients may call a server without a token; may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     users: Annotated[
         str | None,
@@ -80,6 +88,7 @@ def serve(
         max_wait=max_wait / 1e3,
         max_queue=max_queue,
         token=secret,
+        hosts=(*LOCAL, host, *(allow_host or ())) if allow_host or _is_local(host) else None,
         watch=1.0 if watch else 0.0,
         explorer=explorer,
         access_log=access_log,

@@ -76,7 +76,9 @@ def make_app(live: Live, settings: Settings | None = None) -> tuple[Front, Servi
     routes = [*_questions(service), *_items(service), *_about(service), *_open_inference(service)]
     if settings.explorer:
         routes += explorer_routes(
-            lambda: service.live.current.retriever, lambda: service.live.current.manifest.get("created")
+            lambda: service.live.current.retriever,
+            lambda: service.live.current.manifest.get("created"),
+            service.when_taken,
         )
     app = Litestar(
         routes,
@@ -305,9 +307,7 @@ def _open_inference(service: Service) -> list[Any]:
         snapshot = checked(request)
         example = '{"inputs": [{"name": "user_id", "shape": [1], "datatype": "INT64", "data": [42]}]}'
         asked = decoded(await read_body(request, limits), INFER.decode, example)
-        questions = questions_of(asked, snapshot.inputs)
-        if not 0 < len(questions) <= limits.questions:
-            raise Problem(422, f"the tensors have {len(questions)} rows, they may have 1 to {limits.questions}.")
+        questions = questions_of(asked, snapshot.inputs, limits.questions)
         answers = []
         for number, one in enumerate(await service.answers(questions, request)):
             if isinstance(one, Refusal):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from twotower.serving.problems import contained
+
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -152,7 +154,8 @@ class Batcher(Generic[Q, A]):
     def _answer(self, batch: Sequence[_Job[Q, A]], worker: _Worker, loop: asyncio.AbstractEventLoop) -> None:
         """In the worker's thread."""
         try:
-            answers: Sequence[A] | Exception = self._work([question for job in batch for question in job.questions])
+            questions = [question for job in batch for question in job.questions]
+            answers: Sequence[A] | Exception = contained(lambda: self._work(questions))
         except Exception as error:
             answers = error
         try:
@@ -194,7 +197,7 @@ def _call_into(loop: asyncio.AbstractEventLoop, future: "asyncio.Future[None]", 
             future.set_exception(error)
 
     try:
-        function()
+        contained(function)
     except Exception as error:
         loop.call_soon_threadsafe(tell, error)
     else:

@@ -1,4 +1,4 @@
-"""What every request passes first and last: the token, the counters, the access log, the end of a connection."""
+"""What every request passes first and last: the token or the origin, the counters, the access log, the end of a connection."""
 
 import hmac
 import json
@@ -34,7 +34,8 @@ class Front:
         self.app = app
         self.instruments = instruments
         self.draining = False
-        self._expected = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._expected = None if settings.token is None else settings.token.encode()
+        self._hosts = None if settings.hosts is None else frozenset(host.lower() for host in settings.hosts)
         self._log = settings.access_log
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -56,20 +57,38 @@ class Front:
 
         path = scope["path"]
         try:
-            if self._expected is None or path.startswith(OPEN) or self._authorised(scope):
+            problem = None if path.startswith(OPEN) else self._refused(scope)
+            if problem is None:
                 await self.app(scope, receive, sent)
             else:
-                await respond(sent, UNAUTHORISED)
+                await respond(sent, problem)
         finally:
             seconds = time.perf_counter() - start
             self.instruments.request(path, status, seconds)
             if self._log:
                 self._write(scope, status, seconds)
 
+    def _refused(self, scope: Message) -> Problem | None:
+        """Why a request goes no further, if it does not."""
+        if self._expected is not None:
+            return None if self._authorised(scope) else UNAUTHORISED
+        # whoever is asked for nothing could be made to ask by any page that a browser shows: by its forms and scripts, and
+        # under a name of its own that leads here
+        sent = {name: value.decode("latin-1").lower() for name, value in scope["headers"] if name in JUDGED}
+        host = sent.get(b"host")
+        if self._hosts is not None and host is not None and _name(host) not in self._hosts:
+            return Problem(403, f"the server is not called {host[:100]!r}.", "Start it with --allow-host, or a token.")
+        origin, link = sent.get(b"origin"), scope["method"] == "GET" and sent.get(b"sec-fetch-mode") == "navigate"
+        if origin is not None and origin.partition("://")[2] != host:
+            return FOREIGN
+        # a link of another site may be followed: the page is for the one who follows it, not for that site
+        return FOREIGN if sent.get(b"sec-fetch-site") == "cross-site" and not link else None
+
     def _authorised(self, scope: Message) -> bool:
         assert self._expected is not None
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        return hmac.compare_digest(given, self._expected)
+        scheme, _, token = given.partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(token, self._expected)
 
     def _write(self, scope: Message, status: int, seconds: float) -> None:
         entry: dict[str, Any] = {
@@ -83,12 +102,19 @@ class Front:
         sys.stderr.write(json.dumps(entry) + "\n")
 
 
+JUDGED = (b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode")
+FOREIGN = Problem(403, "a page of another site asks.", "Ask from the server's own pages, or start it with a token.")
 UNAUTHORISED = Problem(
     401,
     "the token is missing or wrong.",
     "Send the header Authorization: Bearer TOKEN.",
     {"www-authenticate": "Bearer"},
 )
+
+
+def _name(host: str) -> str:
+    """A host without its port."""
+    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
 
 
 async def respond(send: Send, problem: Problem) -> None:

@@ -18,6 +18,10 @@ TYPES: dict[str, tuple[type, ...]] = {
     **{f"FP{bits}": (float, int) for bits in (16, 32, 64)},
     "BYTES": (str,),
 }
+BOUNDS = {
+    **{f"INT{bits}": (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": (0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+}
 LOWEST = -3.4028234663852886e38  # the score of a place that is not filled
 
 
@@ -47,8 +51,13 @@ class InferRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     outputs: list[Wanted] = []
 
 
-def questions_of(request: InferRequest, inputs: Mapping[str, Input]) -> list[Question]:
+def questions_of(request: InferRequest, inputs: Mapping[str, Input], most: int) -> list[Question]:
     """A question for each row.
+
+    Args:
+        request: the tensors.
+        inputs: the model's columns.
+        most: rows that are read.
 
     Raises:
         Problem: tensors that do not fit the model's columns or each other.
@@ -57,15 +66,22 @@ def questions_of(request: InferRequest, inputs: Mapping[str, Input]) -> list[Que
     if unknown:
         raise Problem(422, f"unknown parameter {unknown[0]!r}.", "k is the only one.")
     k = request.parameters.get("k", 10)
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise Problem(422, f"parameter k is {k!r}, not a whole number.")
+    if isinstance(k, bool) or not isinstance(k, int) or not _fits(k, *BOUNDS["INT64"]):
+        raise Problem(422, f"parameter k is {_told(k)}, not a whole number of 64 bits.")
     given = [tensor.name for tensor in request.inputs]
     if sorted(given) != sorted(inputs):
         raise Problem(422, f"the inputs are {given}, but the model reads {list(inputs)}.", "Give one tensor for each.")
-    columns = {tensor.name: _rows(tensor, inputs[tensor.name].is_list) for tensor in request.inputs}
-    counts = {name: len(rows) for name, rows in columns.items()}
+    # before anything is built: a shape may claim rows without end for which no data came
+    shapes = {tensor.name: _shape(tensor, inputs[tensor.name].is_list) for tensor in request.inputs}
+    counts = {name: rows for name, (rows, _) in shapes.items()}
     if len(set(counts.values())) > 1:
         raise Problem(422, f"the tensors have different numbers of rows: {counts}.")
+    for rows in counts.values():
+        if not 0 < rows <= most:
+            raise Problem(422, f"the tensors have {rows} rows, they may have 1 to {most}.")
+    columns = {
+        tensor.name: _rows(tensor, *shapes[tensor.name], inputs[tensor.name].is_list) for tensor in request.inputs
+    }
     return [
         Question(query=dict(zip(columns, row, strict=True)), k=k, fields=[])
         for row in zip(*columns.values(), strict=True)
@@ -123,36 +139,57 @@ def metadata(name: str, version: str, inputs: Mapping[str, Input], ids_are_integ
     }
 
 
-def _rows(tensor: Tensor, is_list: bool) -> list[Any]:
+def _shape(tensor: Tensor, is_list: bool) -> tuple[int, int]:
+    """The rows, and how long each is."""
+    shape = tensor.shape
+    if shape[1:] == [1] and not is_list:  # a column of one value a row may come as a matrix of one column
+        shape = shape[:1]
+    if len(shape) != 1 + is_list or not all(0 <= size < 2**31 for size in shape):
+        expected = "[rows, length]" if is_list else "[rows]"
+        raise Problem(422, f"input {tensor.name!r} has shape {shape[:10]}, expected {expected}.")
+    return shape[0], shape[1] if is_list else 1
+
+
+def _rows(tensor: Tensor, rows: int, length: int, is_list: bool) -> list[Any]:
     """The values of each row, null for what is missing."""
     where = f"input {tensor.name!r}"
     if tensor.datatype not in TYPES:
         raise Problem(422, f"{where} has datatype {tensor.datatype!r}.", f"Known are {', '.join(TYPES)}.")
-    flat, shape = tensor.data, tensor.shape
+    flat = tensor.data
     while flat and isinstance(flat[0], list):
         if not all(isinstance(part, list) for part in flat):
             raise Problem(422, f"{where} mixes lists and values.")
         flat = [value for part in flat for value in part]
-    if shape[1:] == [1] and not is_list:  # a column of one value a row may come as a matrix of one column
-        shape = shape[:1]
-    if len(shape) != 1 + is_list or min(shape, default=-1) < 0:
-        raise Problem(422, f"{where} has shape {shape}, expected {'[rows, length]' if is_list else '[rows]'}.")
-    length = shape[1] if is_list else 1
-    if len(flat) != shape[0] * length:
-        raise Problem(422, f"{where} has shape {shape}, but {len(flat)} values.")
-    kinds = TYPES[tensor.datatype]
+    if len(flat) != rows * length:
+        raise Problem(422, f"{where} has shape {tensor.shape}, but {len(flat)} values.")
+    kinds, bounds = TYPES[tensor.datatype], BOUNDS.get(tensor.datatype)
     for value in flat:
-        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
-            raise Problem(422, f"{where} is declared {tensor.datatype}, but holds {value!r}.")
+        wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
+        if value is not None and (wrong or (bounds is not None and not _fits(value, *bounds))):
+            raise Problem(422, f"{where} is declared {tensor.datatype}, but holds {_told(value)}.")
     if tensor.datatype.startswith("FP"):
-        flat = [None if value is None else float(value) for value in flat]
+        try:
+            flat = [None if value is None else float(value) for value in flat]
+        except OverflowError:
+            raise Problem(422, f"{where} holds a number beyond a double.", "Give null for what is not known.") from None
     unknown = [name for name in tensor.parameters if name != "lengths"]
     if unknown:
         raise Problem(422, f"{where} has an unknown parameter {unknown[0]!r}.", "lengths is the only one.")
     if not is_list:
         return flat
-    lengths = _lengths(tensor, shape[0], length, where)
-    return [flat[row * length : row * length + lengths[row]] for row in range(shape[0])]
+    lengths = _lengths(tensor, rows, length, where)
+    return [flat[row * length : row * length + lengths[row]] for row in range(rows)]
+
+
+def _fits(value: int, lowest: int, highest: int) -> bool:
+    return lowest <= value <= highest
+
+
+def _told(value: object) -> str:
+    """As text; numbers of thousands of digits, which Python does not write out, without their digits."""
+    if isinstance(value, int) and not _fits(value, -(2**63), 2**64):
+        return "a whole number beyond 64 bits"
+    return repr(value)[:200]
 
 
 def _lengths(tensor: Tensor, rows: int, length: int, where: str) -> list[int]:

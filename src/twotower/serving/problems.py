@@ -1,10 +1,12 @@
 """Errors as clients get them: a status, what was wrong, and what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 
 JSON = b"application/json"
+T = TypeVar("T")
 
 
 class Problem(Exception):  # noqa: N818 - what a client did is no error of ours
@@ -33,6 +35,20 @@ class ErrorBody(msgspec.Struct, omit_defaults=True):
 
     error: str
     hint: str | None = None
+
+
+def contained(work: Callable[[], T]) -> T:
+    """What some work gives; whatever ends it is an Exception.
+
+    Raises:
+        RuntimeError: in place of what is no Exception, such as the panic of a library in Rust, which would end the thread.
+    """
+    try:
+        return work()
+    except Exception:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 HINTS = {

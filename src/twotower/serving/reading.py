@@ -62,10 +62,22 @@ def check_question(question: Question, limits: Limits) -> None:
             f"k is {question.k}, but at most {limits.k} items may be asked for.",
             "Ask for fewer, or raise --max-k.",
         )
+    if question.fields is not None and len(set(question.fields)) < len(question.fields):
+        raise Problem(422, "fields names a column more than once.", "Name each once.")
     for name in ("exclude", "only", "history", "fields"):
         _check_length(name, getattr(question, name), limits)
     for name in ("query", "context", "where"):
         _check_nested(name, getattr(question, name), limits, limits.depth)
+
+
+def check_together(questions: Sequence[Question], limits: Limits) -> None:
+    """Problem if the questions of one body ask for more than the limits allow."""
+    for question in questions:
+        check_question(question, limits)
+    wanted, most = sum(question.k for question in questions), max(limits.results, limits.k)
+    if wanted > most:
+        text = f"the questions ask for {wanted} items together, but a body may ask for {most}."
+        raise Problem(422, text, "Send them in several bodies, or ask for fewer.")
 
 
 def _check_length(name: str, value: Sequence[object] | None, limits: Limits) -> None:
@@ -105,10 +117,13 @@ def read_parameters(request: AnyRequest, known: Mapping[str, Callable[[str], Any
 
 
 def whole(text: str) -> int:
-    """A whole number of at most 18 digits."""
-    if not (text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 18):
+    """A whole number of 64 bits."""
+    if not (text.removeprefix("-").isdecimal() and text.isascii() and len(text) <= 20):
         raise ValueError("expected a whole number.")
-    return int(text)
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError("expected a whole number of 64 bits.")
+    return number
 
 
 def flag(text: str) -> bool:

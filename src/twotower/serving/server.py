@@ -13,6 +13,7 @@ from twotower.serving.app import make_app
 from twotower.serving.front import Front
 from twotower.serving.live import Live
 from twotower.serving.problems import Problem
+from twotower.serving.protocol import BoundedProtocol
 from twotower.serving.service import Service
 from twotower.serving.settings import Settings
 
@@ -101,6 +102,7 @@ def serve(
         server_header=False,
         date_header=False,
         lifespan="on",
+        http=BoundedProtocol,
         ws="none",
         timeout_graceful_shutdown=int(grace),
         limit_concurrency=connections,

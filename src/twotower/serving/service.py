@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,14 +12,15 @@ from typing import TypeVar
 from twotower.serving.batching import Batcher, QueueFullError
 from twotower.serving.instruments import Instruments
 from twotower.serving.live import Live, Snapshot, touch_users
-from twotower.serving.problems import Problem
-from twotower.serving.reading import AnyRequest, check_question
+from twotower.serving.problems import Problem, contained
+from twotower.serving.reading import AnyRequest, check_together
 from twotower.serving.requests import Answer, Question, Refusal, answer
 from twotower.serving.settings import Settings
 
 log = logging.getLogger("twotower.serve")
 T = TypeVar("T")
 Answers = Sequence[Answer | Refusal]
+SEARCHES = 32  # that may wait
 LISTEN_AFTER = 0.05  # seconds, after which it is worth asking whether the client is still there
 RETRY = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries of a bundle that was refused
 
@@ -47,7 +49,8 @@ class Service:
         )  # searching items by text, loading bundles: not in the way of answers
         self._loader = ThreadPoolExecutor(1, "loader")
         self._reloading: asyncio.Future[None] | None = None
-        self._searches = 0
+        self._searches = threading.BoundedSemaphore(SEARCHES)
+        self._told: list[Callable[[], None]] = []
 
     @property
     def ready(self) -> bool:
@@ -62,8 +65,7 @@ class Service:
         Raises:
             Problem: over the limits, too busy, too slow, or the client is gone.
         """
-        for question in questions:
-            check_question(question, self.settings.limits)
+        check_together(questions, self.settings.limits)
         self._check_ready()
         try:
             future = self.batcher.ask(questions, self.settings.limits.timeout)
@@ -75,8 +77,7 @@ class Service:
             return await future
         except asyncio.TimeoutError:
             self._drop("timeout", len(questions))
-            text = f"there was no answer within {self.settings.limits.timeout:g} s."
-            raise Problem(504, text, "Ask again, or for less at a time.") from None
+            raise self._late() from None
         except asyncio.CancelledError:
             if not future.cancelled():
                 raise
@@ -107,22 +108,32 @@ class Service:
     def _drop(self, reason: str, count: int) -> None:
         self.instruments.dropped.labels(reason).inc(count)
 
+    def _late(self) -> Problem:
+        text = f"there was no answer within {self.settings.limits.timeout:g} s."
+        return Problem(504, text, "Ask again, or for less at a time.")
+
     def _check_ready(self) -> None:
         if not self.live.loaded:
             raise Problem(503, "no bundle is loaded yet.", "Ask again in a second.", {"retry-after": "1"})
 
     async def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Some other work on what is live, in a thread of its own; Problem if much of it waits already."""
+        """Some other work on what is live, in a thread of its own.
+
+        Raises:
+            Problem: much of it waits already, or it takes too long.
+        """
         self._check_ready()
-        if self._searches >= 32:
+        if not self._searches.acquire(blocking=False):
             self._drop("full", 1)
             raise Problem(503, "many searches are waiting.", "Ask again in a second.", {"retry-after": "1"})
-        self._searches += 1
+        snapshot = self.live.current
+        waiting = self._side.submit(contained, lambda: work(snapshot))
+        waiting.add_done_callback(lambda _: self._searches.release())  # at its end, whoever has left meanwhile
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._side, work, self.live.current)
-        finally:
-            self._searches -= 1
+            return await asyncio.wait_for(asyncio.wrap_future(waiting), self.settings.limits.timeout)
+        except asyncio.TimeoutError:
+            self._drop("timeout", 1)
+            raise self._late() from None
 
     # ---- bundles
 
@@ -134,7 +145,12 @@ class Service:
         """
         if not self.live.loaded:
             self.live.take(await asyncio.get_running_loop().run_in_executor(self._loader, self.live.load))
-        await self._taken(self.live.current)
+        await self._touch(self.live.current)
+        self._tell()
+
+    def when_taken(self, function: Callable[[], None]) -> None:
+        """Call a function each time that a bundle has taken the place of another."""
+        self._told.append(function)
 
     async def reload(self, force: bool = False) -> None:
         """Load what lies at the path, beside what is served, and serve it; whoever asks meanwhile waits for the same one.
@@ -145,6 +161,11 @@ class Service:
         Raises:
             Problem: 409, it is broken; the one before is served on.
         """
+        if force and self._reloading is not None:
+            # it may have begun before the bundle that is meant lay there
+            await asyncio.wait({self._reloading})
+            if self.live.refused is None and self.live.version_there() == self.live.current.version:
+                return
         if self._reloading is None:
             self._reloading = asyncio.ensure_future(self._reload(force))
             self._reloading.add_done_callback(self._reloaded)
@@ -157,14 +178,12 @@ class Service:
 
     async def _reload(self, force: bool) -> None:
         version = self.live.version_there()
-        if not force and version == self.live.current.version:
-            self.live.refused = None
-            self.instruments.stale.set(0)
+        if not force and version == self.live.current.version and self.live.refused is None:
             return
         loop = asyncio.get_running_loop()
         try:
-            snapshot = await loop.run_in_executor(self._loader, self.live.load)
-            await self._taken(snapshot)
+            snapshot = await loop.run_in_executor(self._loader, contained, self.live.load)
+            await self._touch(snapshot)
             self.live.take(snapshot)
         except Exception as error:  # whatever a broken bundle leads to: the old one goes on
             if not isinstance(error, (ValueError, OSError)):
@@ -175,11 +194,18 @@ class Service:
             hint = f"Bundle {self.live.current.version} is served on. Save a whole one in its place."
             raise Problem(409, f"the bundle is refused: {self.live.refused}", hint) from error
         self.instruments.reloads.labels("served").inc()
+        self._tell()
 
-    async def _taken(self, snapshot: Snapshot) -> None:
-        """Make a bundle ready in the threads that will answer with it, and tell of it."""
+    async def _touch(self, snapshot: Snapshot) -> None:
+        """Make a bundle ready in the threads that will answer with it."""
         # each opens its own connection to the users before a further bundle takes the place of the files
         await self.batcher.everywhere(functools.partial(touch_users, snapshot))
+
+    def _tell(self) -> None:
+        """Of the bundle that is served now."""
+        snapshot = self.live.current
+        for function in self._told:
+            function()
         self.instruments.stale.set(0)
         self.instruments.items.set(len(snapshot.retriever.items))
         self.instruments.bundle.info(
@@ -196,21 +222,22 @@ class Service:
         tried, tries, next_try = self.live.current.version, 0, 0.0
         while True:
             await asyncio.sleep(self.settings.watch)
-            version = await asyncio.get_running_loop().run_in_executor(self._loader, self.live.version_there)
-            if version == self.live.current.version:
-                if self.live.refused is not None:  # the broken one was put right
-                    await self.reload()
-                tried, tries = version, 0
-                continue
-            now = time.monotonic()
-            if version == tried and now < next_try:
-                continue
-            tries = tries + 1 if version == tried else 0
-            tried, next_try = version, now + RETRY[min(tries, len(RETRY) - 1)]
             try:
+                version = await asyncio.get_running_loop().run_in_executor(self._loader, self.live.version_there)
+                # the same manifest may stand over broken files, so that only a load shows whether they were put right
+                if version == self.live.current.version and self.live.refused is None:
+                    tried, tries, next_try = version, 0, 0.0
+                    continue
+                now = time.monotonic()
+                if version == tried and now < next_try:
+                    continue
+                tries = tries + 1 if version == tried else 0
+                tried, next_try = version, now + RETRY[min(tries, len(RETRY) - 1)]
                 await self.reload()
-            except Problem:
+            except Problem:  # the log says why
                 continue
+            except Exception:
+                log.exception("the bundle could not be looked at; the next look follows")
 
     def close(self) -> None:
         """End the threads."""

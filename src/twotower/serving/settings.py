@@ -11,6 +11,7 @@ class Limits:
         body_bytes: larger bodies are refused with 413.
         k: the most items of one question.
         questions: in one body.
+        results: items that the questions of one body may ask for together; a single question may ask for k.
         list_length: of exclude, only, history, every list in a query, and every list of a filter.
         depth: of lists and objects inside each other in a query or filter.
         timeout: seconds, after which 504 is answered.
@@ -21,6 +22,7 @@ class Limits:
     body_bytes: int = 1_000_000
     k: int = 1000
     questions: int = 256
+    results: int = 20_000
     list_length: int = 10_000
     depth: int = 4
     timeout: float = 10.0
@@ -44,6 +46,7 @@ class Settings:
         max_wait: seconds that an idle thread waits for more.
         max_queue: questions that may wait; more are answered 503.
         token: what "Authorization: Bearer" must bring, for all but health; None for nothing.
+        hosts: the names, without ports, by which the server may be called while there is no token; None for any.
         watch: seconds between looks at manifest.json; 0 for none.
         explorer: whether /explore is there.
         access_log: whether every request is a line of JSON on standard error.
@@ -55,6 +58,7 @@ class Settings:
     max_wait: float = 0.0
     max_queue: int = 1024
     token: str | None = field(default=None, repr=False)
+    hosts: tuple[str, ...] | None = None
     watch: float = 1.0
     explorer: bool = True
     access_log: bool = False

@@ -16,6 +16,7 @@ from twotower.serving.explorer.forms import read_query, typed_id
 from twotower.serving.explorer.showing import words
 from twotower.serving.explorer.site import POLICY, ROOT, STATIC, Pages, Site, Sites, address
 from twotower.serving.items import RawId
+from twotower.serving.problems import contained
 from twotower.serving.retriever import Retriever
 
 Asking = Request[Any, Any, Any]
@@ -37,19 +38,25 @@ class MissingError(Exception):
 
 
 def explorer_routes(
-    current: Callable[[], Retriever], created: Callable[[], str | None] | None = None
+    current: Callable[[], Retriever],
+    created: Callable[[], str | None] | None = None,
+    when_taken: Callable[[Callable[[], None]], None] | None = None,
 ) -> list[ControllerRouterHandler]:
     """The pages under /explore, for a Litestar application.
 
     Args:
         current: gives the Retriever that serves now; what was made for an older one is dropped.
         created: gives the date of its bundle, as the manifest has it.
+        when_taken: is given a function to call when another Retriever serves, which frees what was made for the one before;
+            without it that is kept until the next page.
 
     Example:
         >>> from litestar import Litestar                                  # doctest: +SKIP
         >>> Litestar(route_handlers=explorer_routes(lambda: retriever))    # doctest: +SKIP
     """
     explorer = _Explorer(current, created)
+    if when_taken is not None:
+        when_taken(explorer.sites.drop)
     works = {
         "/": explorer.home,
         "/search": explorer.search,
@@ -80,7 +87,7 @@ def _handler(path: str, work: Callable[[Asking], Response[Any]], explorer: "_Exp
                 "", status_code=302, headers={**HEADERS, "Location": _here(request) + (f"?{kept}" if kept else "")}
             )
         try:
-            return work(request)
+            return contained(lambda: work(request))
         except MissingError as error:
             return explorer.page(request, "message.html", 404, title="Not found", text=str(error))
         except Exception as error:  # a person looks at it: the server's own answer would be for programs

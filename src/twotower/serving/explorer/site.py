@@ -84,12 +84,19 @@ class Sites:
 
     def of_now(self) -> Site:
         """Made again only for another bundle."""
-        retriever = self._current()
         with self._lock:
+            retriever = (
+                self._current()
+            )  # inside the lock, so that `drop` comes after whatever is made of the one before
             held = self._site
             if held is None or held.retriever.bundle is not retriever.bundle or held.items is not retriever.items:
                 self._site = held = Site(retriever)
             return held
+
+    def drop(self) -> None:
+        """Hold nothing of the Retriever that served before."""
+        with self._lock:
+            self._site = None
 
 
 class Pages:
