@@ -48,6 +48,7 @@ class World:
         self.attributes = pl.DataFrame(
             {
                 "share": rng.random(rows),
+                "grade": pl.Series(np.arange(rows) % 5 / 10, dtype=pl.Float32),
                 "year": pl.Series(rng.integers(1950, 2020, rows).tolist(), dtype=pl.Int32),
                 "genres": [
                     rng.choice(["Drama", "War", "Noir"], n, replace=False).tolist() for n in rng.integers(0, 4, rows)
@@ -115,6 +116,8 @@ FILTERS = {
         lambda row: 1980 <= row["year"] < 2000 and "War" in row["genres"],
     ),
     "not a genre": ({"genres": {"ne": "War"}}, lambda row: "War" not in row["genres"]),
+    "a grade": ({"grade": 0.1}, lambda row: round(row["grade"], 5) == 0.1),
+    "not a grade": ({"grade": {"not_in": [0.1, 0.3]}}, lambda row: round(row["grade"], 5) not in (0.1, 0.3)),
     "brand": ({"brand": {"not_in": ["a"]}}, lambda row: row["brand"] not in ("a", None)),
 }
 

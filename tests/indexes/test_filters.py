@@ -28,6 +28,7 @@ FILMS = pl.DataFrame(
         "kind": pl.Series(["x", "y", None, "x"], dtype=pl.Categorical),
         "half": pl.Series([0.1, 0.2, 0.3, None], dtype=pl.Float32),
         "big": [2**60, 2**60 + 1, None, 0],
+        "halves": pl.Series([[0.1], [0.25], [], None], dtype=pl.List(pl.Float32)),
         "unsigned": pl.Series([2**63, 1, None, 0], dtype=pl.UInt64),
     }
 )
@@ -80,6 +81,11 @@ FILMS = pl.DataFrame(
         ({"unsigned": {"gt": -1}}, [0, 1, 3]),
         ({"unsigned": {"in": [-1, *range(12)]}}, [1, 3]),
         ({"genres": "Drama", "year": {"gt": 2000}}, [1]),
+        ({"unsigned": 2**63}, [0]),
+        ({"unsigned": 2**63 + 1}, []),
+        ({"unsigned": {"lt": 2**64 - 1}}, [0, 1, 3]),
+        ({"unsigned": {"in": [2**63, *range(2, 20)]}}, [0]),
+        ({"halves": 0.1}, [0]),
     ],
 )
 def test_which_rows(asked: dict[str, object], rows: list[int]) -> None:
@@ -124,6 +130,8 @@ def test_equal_filters_are_equal() -> None:
     ("asked", "message"),
     [
         ({}, "a filter is a dict"),
+        ({3: "x"}, "a filter names attributes by texts, got 3"),
+        ({None: "x"}, "a filter names attributes by texts, got None"),
         ({"year": {}}, "the filter of 'year' is empty"),
         ({"year": {"above": 3}}, "the filter of 'year': unknown operator 'above': choose from 'eq', 'gt'"),
         ({"year": {"gt": float("nan")}}, "nan cannot be compared with"),
@@ -154,6 +162,9 @@ def test_what_cannot_be_a_filter(asked: dict[str, object], message: str) -> None
         ({"on_sale": 1}, "of type Boolean, with 1: give a flag"),
         ({"added": "tomorrow"}, "attribute 'added' is a date, but 'tomorrow' is no ISO date"),
         ({"added": 20240531}, "give a time"),
+        ({"seen": "2024-05-31T10:00:00.0000005"}, "'seen' is compared by microseconds: .* is finer"),
+        ({"half": {"lt": 1e300}}, r"'half' is of type Float32, which holds no number as large as 1e\+300"),
+        ({"big": {"lt": 2**63}}, "'big' is of type Int64, which holds no number as large as 9223372036854775808"),
     ],
 )
 def test_what_does_not_fit_the_attributes(asked: dict[str, object], message: str) -> None:

@@ -123,3 +123,23 @@ def test_a_saved_index_fills_the_collection_asked_for(tmp_path: Path) -> None:
     again = tt.QdrantIndex.load(tmp_path / "index", location=store, collection="films", replace=True)
     assert again.keys.tolist() == sorted(KEYS)
     again.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (pl.Series([1, 2, 2**63], dtype=pl.UInt64), r"'x' holds numbers from 2\^63 on"),
+        (pl.Series([[1], [], [2**63]], dtype=pl.List(pl.UInt64)), r"'x' holds numbers from 2\^63 on"),
+        (pl.Series([0, None, 1001], dtype=pl.Int64).cast(pl.Datetime("ns")), "'x' holds nanoseconds"),
+    ],
+)
+def test_what_qdrant_would_round_is_refused(values: pl.Series, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tt.QdrantIndex(VECTORS, KEYS, pl.DataFrame({"x": values}))
+
+
+def test_conditions_that_qdrant_would_round_are_refused() -> None:
+    index = tt.QdrantIndex(VECTORS, KEYS, pl.DataFrame({"x": pl.Series([1, 2, 3], dtype=pl.UInt64)}))
+    for asked, message in (({"x": 2**63}, r"no numbers from 2\^63 on"), ({"x": {"gt": 2**53 + 1}}, "as floats")):
+        with pytest.raises(ValueError, match=message):
+            index.search(VECTORS, 1, where=tt.Filter.parse(asked))

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,8 @@ SETS = ("in", "not_in")
 OPERATORS = (*COMPARISONS, *SETS)
 NEGATIONS = {"ne": "eq", "not_in": "in"}
 RANGES = ("gt", "gte", "lt", "lte")
-INT64 = range(-(2**63), 2**63)
+INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
+SUB_MICROSECOND = re.compile(r"[.,]\d{6}\d")
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Filter:
     conditions: tuple[Condition, ...]
 
     @classmethod
-    def parse(cls, conditions: Mapping[str, object]) -> "Filter":
+    def parse(cls, conditions: Mapping[Any, object]) -> "Filter":
         """A filter from a dict, as JSON holds it.
 
         Args:
@@ -85,6 +87,8 @@ class Filter:
             raise ValueError(f"a filter is a dict of attribute to value or operators, got {conditions!r}.")
         found = []
         for column, asked in conditions.items():
+            if not isinstance(column, str):
+                raise ValueError(f"a filter names attributes by texts, got {column!r}.")
             operators = asked if isinstance(asked, Mapping) else {"eq": asked}
             if not operators:
                 raise ValueError(f"the filter of {column!r} is empty: give a value, or one of {', '.join(OPERATORS)}.")
@@ -134,7 +138,7 @@ def _scalar(value: object, where: str) -> Scalar:
         raise ValueError(f"{where}: values are texts, numbers, true or false, or dates, got a {type(value).__name__}.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where}: {value} cannot be compared with.")
-    if isinstance(value, int) and value not in INT64:
+    if isinstance(value, int) and value not in INT64 and value not in UINT64:
         raise ValueError(f"{where}: {value} is beyond 64 bits.")
     return value
 
@@ -190,11 +194,33 @@ def checked(condition: Condition, attributes: pl.DataFrame) -> tuple[str, list[A
         )
     if kind != inner and isinstance(dtype, pl.Array) and dtype.shape and len(dtype.shape) > 1:
         raise ValueError(f"attribute {name!r} holds lists of lists, which cannot be filtered.")
+    innermost = dtype.inner if kind != inner else dtype  # type: ignore[attr-defined]
+    if inner == "number":
+        return kind, [_number(value, name, pl.Series(dtype=innermost).dtype) for value in condition.values]
     return kind, [_time(value, name) for value in condition.values] if inner == "time" else list(condition.values)
+
+
+def _number(value: Any, column: str, dtype: DataType) -> int | float:
+    """As the column would hold it: 0.1 is another number in Float32 than in Float64."""
+    if dtype.is_float():
+        held = float(pl.Series([float(value)], dtype=pl.Float64).cast(dtype)[0])
+        if not math.isfinite(held):
+            raise ValueError(f"attribute {column!r} is of type {dtype}, which holds no number as large as {value}.")
+        return held
+    if not dtype.is_integer():
+        return float(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int) and value not in INT64 and not (dtype == pl.UInt64 and value in UINT64):
+        raise ValueError(f"attribute {column!r} is of type {dtype}, which holds no number as large as {value}.")
+    number: int | float = value
+    return number
 
 
 def _time(value: Any, column: str) -> dt.datetime:
     """In UTC and without a zone; a date is its midnight."""
+    if isinstance(value, str) and SUB_MICROSECOND.search(value):
+        raise ValueError(f"attribute {column!r} is compared by microseconds: {value!r} is finer.")
     try:
         when = dt.datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
     except ValueError:
@@ -238,11 +264,7 @@ def _expression(condition: Condition, attributes: pl.DataFrame) -> pl.Expr:
 
 
 def _compared(column: pl.Expr, operator: str, values: list[Any], dtype: DataType) -> pl.Expr:
-    if dtype.is_integer():
-        values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in values]
-    elif dtype.is_numeric():
-        values = [float(value) for value in values]
-    literals = [pl.lit(value, dtype=dtype) if dtype.is_float() else pl.lit(value) for value in values]
+    literals = [pl.lit(value, dtype=_literal_type(value, dtype)) for value in values]
     if operator not in SETS:
         return COMPARISONS[operator](column, literals[0])
     if len(values) > 8:
@@ -254,3 +276,11 @@ def _compared(column: pl.Expr, operator: str, values: list[Any], dtype: DataType
         for literal in literals:
             met = met | (column == literal)
     return met if operator == "in" else ~met & column.is_not_null()
+
+
+def _literal_type(value: object, dtype: DataType) -> DataType | None:
+    """Of a condition's value, where the column's type is not what Polars takes by itself."""
+    if dtype.is_float():
+        return dtype
+    # as Int64 or a float, it would be rounded
+    return pl.UInt64 if dtype == pl.UInt64 and isinstance(value, int) and value >= 0 else None

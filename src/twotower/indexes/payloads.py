@@ -62,3 +62,17 @@ def payload_schema(dtype: DataType) -> str:
     if kind == "number":
         return "integer" if innermost(dtype).is_integer() else "float"
     return {"text": "keyword", "flag": "bool", "time": "datetime"}.get(kind, "keyword")
+
+
+def check_held(attributes: pl.DataFrame | None) -> None:
+    """Refuse values that Qdrant would round: numbers from 2^63 on, and times finer than microseconds."""
+    for name, dtype in ({} if attributes is None else attributes.schema).items():
+        inner = innermost(dtype)
+        if inner != pl.UInt64 and not (isinstance(inner, pl.Datetime) and inner.time_unit == "ns"):
+            continue
+        column = attributes[name]  # type: ignore[index]
+        values = (column.explode() if inner is not dtype else column).drop_nulls()
+        if inner == pl.UInt64 and (values >= 2**63).any():
+            raise ValueError(f"attribute {name!r} holds numbers from 2^63 on, which Qdrant cannot hold.")
+        if inner != pl.UInt64 and (values.to_physical() % 1000 != 0).any():
+            raise ValueError(f"attribute {name!r} holds nanoseconds, Qdrant microseconds: cast it to Datetime('us').")

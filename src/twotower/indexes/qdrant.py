@@ -16,8 +16,8 @@ from torch import Tensor
 from twotower.errors import explain_options, need
 from twotower.files import PathLike
 from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
-from twotower.indexes.filters import NEGATIONS, RANGES, Condition, DataType, Filter, checked
-from twotower.indexes.payloads import column, innermost, payload, payload_schema
+from twotower.indexes.filters import INT64, NEGATIONS, RANGES, Condition, DataType, Filter, checked
+from twotower.indexes.payloads import check_held, column, innermost, payload, payload_schema
 from twotower.indexes.rows import Rows
 
 # points or queries in one request
@@ -211,7 +211,16 @@ class QdrantIndex(Index):
         dtype = self._types.schema[name]
         if kind == "null":
             return models.HasIdCondition(has_id=[])
+        if any(isinstance(value, int) and value not in INT64 for value in values):
+            raise ValueError(
+                f"Qdrant has no numbers from 2^63 on: attribute {name!r} cannot be compared with {values}."
+            )
         if condition.operator in RANGES:
+            if kind == "number" and dtype.is_integer() and abs(values[0]) > 2**53:
+                raise ValueError(
+                    f"Qdrant orders numbers as floats, which are whole up to 2^53: attribute {name!r} cannot be compared with "
+                    f"{values[0]}."
+                )
             if kind == "text":
                 raise ValueError(
                     f"Qdrant has no order of texts: attribute {name!r} can be asked for eq, ne, in and not_in."
@@ -239,6 +248,7 @@ class QdrantIndex(Index):
 
     def _upsert(self, keys: np.ndarray, vectors: Tensor, attributes: pl.DataFrame | None) -> None:
         _check_keys(keys)
+        check_held(attributes)
         payloads: Sequence[dict[str, Json]] = [{}] * len(keys)
         if attributes is not None:
             payloads = [{name: payload(v) for name, v in row.items()} for row in attributes.iter_rows(named=True)]
@@ -321,6 +331,7 @@ class QdrantIndex(Index):
         self._types = None if attributes is None else attributes.clear()
         for name in [] if attributes is None else attributes.columns:
             _check_name(name)
+        check_held(attributes)
         if self._client.collection_exists(self.collection):
             if not replace:
                 raise ValueError(
