@@ -546,6 +546,19 @@ def test_the_command_and_its_exit_codes(
     assert call(tmp_path / "nowhere", *night)[0] == 2
 
 
+def test_the_commands_that_begin_anew_do_not_nest(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "refresh.md").read_text()
+    commands = text.rpartition("```text\n")[2].partition("```")[0]
+    commands = commands.replace("/srv/films", str(tmp_path)).replace("runs/second", str(tmp_path / "second"))
+    for folder, content in (("live", "old"), ("second/bundle", "new")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "manifest.json").write_text(content)
+    for _ in range(2):
+        subprocess.run(["bash", "-ec", commands], check=True)
+        assert [f.name for f in (tmp_path / "live").iterdir()] == ["manifest.json"]
+        assert (tmp_path / "live" / "manifest.json").read_text() == "new"
+
+
 ANSWERS: dict[str, tuple[int, dict[str, str], bytes]] = {
     "/reload": (200, {}, b'{"version": "abc", "loaded": 1.0}'),
     "/away": (302, {"Location": "/stolen"}, b""),
