@@ -244,11 +244,12 @@ class TopKEncoder(nn.Module):
     def save(self, path: PathLike) -> None:
         """Write a folder with the query tower, the index and the ids; whole or not at all, without pickle.
 
-        Options of the index that JSON cannot hold, such as sample queries, serve its building alone and are left out.
+        Of the index's options only numbers are kept: sample queries serve its building alone, and a place to connect to is not
+        taken from a file.
         """
         if self.index is None:
             raise ValueError("the TopKEncoder has no candidates to save: call index_candidates first.")
-        options = {name: value for name, value in self.index_options.items() if _is_json(value)}
+        options = _numbers(self.index_options)
         with folder_written_aside(path, "module.json") as folder:
             write_module(self.query_encoder, folder, {"index_options": options, "k": self.k})
             self.index.save(folder / "index")
@@ -264,14 +265,14 @@ class TopKEncoder(nn.Module):
         read_weights(encoder, folder)
         kinds = {name: kind for name, kind in (custom_objects or {}).items() if issubclass(kind, Index)}
         loaded = cls(encoder, topk_layer=load_index(folder / "index", kinds), k=text["k"])
-        loaded.index_options = text["index_options"]
+        loaded.index_options = _numbers(text["index_options"])
         if (folder / "ids.parquet").exists():
             loaded._identifiers = pq.read_table(folder / "ids.parquet")["id"].combine_chunks()
         return loaded.eval()
 
 
-def _is_json(value: Json) -> bool:
-    return value is None or isinstance(value, (str, bool, int, float))
+def _numbers(options: Mapping[str, Json]) -> dict[str, Json]:
+    return {name: value for name, value in options.items() if isinstance(value, (bool, int, float))}
 
 
 def _beside(table: pa.Table, top: TopK) -> pa.Table:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from twotower.feature_stores.base import SEEN, FeatureStore
+
 RawId = int | str
 TAKEN = ("query", "rank", "score")  # columns of the results
 
@@ -131,3 +133,14 @@ def _plain(column: pl.Series) -> bool:
     kind = column.dtype
     inner = kind.inner if isinstance(kind, pl.List) else kind
     return bool(inner.is_numeric() or inner.is_temporal() or inner in (pl.String, pl.Boolean))
+
+
+def check_seen(users: FeatureStore, items: Items) -> None:
+    """ValueError when the seen items have ids of another type than the items: none of them would ever be left out."""
+    kind = users.schema.get(SEEN)
+    if isinstance(kind, pl.List) and kind.inner != pl.Null:
+        own = items.table.schema[items.id_name]
+        if (kind.inner.is_integer(), kind.inner == pl.String) != (own.is_integer(), own == pl.String):
+            raise ValueError(
+                f"the feature store lists seen items as {kind.inner}, but the items' ids are {own}: cast {SEEN!r}."
+            )

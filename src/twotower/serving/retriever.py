@@ -15,7 +15,7 @@ from twotower.candidates import TopK
 from twotower.data.dataset import Dataset, Source
 from twotower.data.preprocessor import Preprocessor
 from twotower.evaluation import Queries, ScoreQueries, score_vectors
-from twotower.feature_stores.base import SEEN, Features, FeatureStore
+from twotower.feature_stores.base import Features, FeatureStore
 from twotower.files import PathLike
 from twotower.indexes.base import Index
 from twotower.indexes.exact import ExactIndex
@@ -23,7 +23,7 @@ from twotower.indexes.filters import Filter
 from twotower.indexes.kinds import MakeIndex, index_kind
 from twotower.models.base import RetrievalModelV2
 from twotower.serving.encoding import embed_rows, find_history_column
-from twotower.serving.items import Items, RawId
+from twotower.serving.items import Items, RawId, check_seen
 from twotower.serving.queries import Query, query_frame, with_contexts
 
 Where = Filter | Mapping[str, object]
@@ -80,7 +80,7 @@ class Retriever:
                     f"the feature store lacks {lacking}, which the query tower reads; it has "
                     f"{list(bundle.users.schema)}. Write it with all of {self.query_columns}."
                 )
-            _check_seen(bundle.users, items)
+            check_seen(bundle.users, items)
 
     # ---- files
 
@@ -388,14 +388,3 @@ def _joined(one: Sequence[Sequence[RawId]], other: Sequence[Sequence[RawId]] | N
     if len(one) != len(other):
         raise ValueError(f"exclude must have one list for each of the {len(one)} queries, got {len(other)}.")
     return [[*a, *b] for a, b in zip(one, other, strict=True)]
-
-
-def _check_seen(users: FeatureStore, items: Items) -> None:
-    """ValueError when the seen items have ids of another type than the items: none of them would ever be left out."""
-    kind = users.schema.get(SEEN)
-    if isinstance(kind, pl.List) and kind.inner != pl.Null:
-        own = items.table.schema[items.id_name]
-        if (kind.inner.is_integer(), kind.inner == pl.String) != (own.is_integer(), own == pl.String):
-            raise ValueError(
-                f"the feature store lists seen items as {kind.inner}, but the items' ids are {own}: cast {SEEN!r}."
-            )
