@@ -1,5 +1,6 @@
 """What is each kind's own: recall where it was promised, changes far beyond what it was built for, warnings."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import twotower as tt
+from twotower.indexes.kinds import INDEXES
 from twotower.indexes.recall import recall_of
 
 
@@ -247,3 +249,28 @@ def test_what_one_query_finds_does_not_depend_on_what_others_exclude() -> None:
         alone = index.search(queries[row : row + 1], 10, exclude=own)
         assert torch.equal(alone[1][0], keys[row])
         assert torch.equal(alone[0][0], scores[row])
+
+
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda text: [],
+        lambda text: {},
+        lambda text: text | {"kind": ["x"]},
+        lambda text: text | {"count": "50"},
+        lambda text: text | {"count": 7},
+        lambda text: text | {"dim": 9},
+        lambda text: text | {"options": {}},
+    ],
+)
+def test_an_index_json_that_was_changed_is_refused_in_words(kind: str, harm, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    made = INDEXES[kind](torch.randn(50, 4, generator=torch.Generator().manual_seed(0)))  # type: ignore[call-arg]
+    made.save(tmp_path / "index")
+    file = tmp_path / "index" / "index.json"
+    file.write_text(json.dumps(harm(json.loads(file.read_text()))))
+    with pytest.raises(ValueError, match="is damaged"):
+        tt.load_index(tmp_path / "index")
+    file.write_text("{")
+    with pytest.raises(ValueError, match="was changed or cut short"):
+        tt.load_index(tmp_path / "index")

@@ -160,9 +160,19 @@ class Index(ABC):
         if text["kind"] != self.kind:
             raise ValueError(f"{path} holds an index of kind {text['kind']!r}, not {self.kind!r}: use load_index.")
         self.dim = text["dim"]
-        self._load(Path(path), text)
+        try:
+            self._load(Path(path), text)
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"the index at {path} is damaged: {type(error).__name__}, {error}. Save it again."
+            ) from error
         if len(self) != text["count"]:
             raise ValueError(f"the index at {path} is damaged: {len(self)} candidates, {text['count']} were saved.")
+        some = self.keys[:1]
+        if len(some) and self.vectors_of(some).shape[1] != self.dim:
+            raise ValueError(
+                f"the index at {path} is damaged: its vectors do not have the width {self.dim} of index.json."
+            )
 
     # ---- what a kind does; everything is checked before
 
@@ -263,7 +273,14 @@ def read_index_json(path: PathLike) -> dict[str, Json]:
     file = Path(path) / "index.json"
     if not file.exists():
         raise ValueError(f"no index at {path}: index.json is missing. Give the folder that save() wrote.")
-    text: dict[str, Json] = json.loads(file.read_text())
+    try:
+        text: dict[str, Json] = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: it was changed or cut short ({error}). Save the index again.") from error
+    kinds = {"kind": str, "dim": int, "count": int}
+    wrong = not isinstance(text, dict) or any(type(text.get(name)) is not kind for name, kind in kinds.items())
+    if wrong or "format" not in text:
+        raise ValueError(f"{file} is damaged: it must say format, kind, dim and count. Save the index again.")
     if text["format"] != FORMAT:
         raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}.")
     return text
