@@ -63,7 +63,8 @@ def bodies(items: int, number: int, seed: int) -> list[bytes]:
     for _ in range(number):
         query = {"user_id": int(random.integers(0, USERS)), "history": random.integers(0, items, LENGTH).tolist()}
         body = json.dumps({"query": query, "k": K}).encode()
-        head = f"POST /recommend HTTP/1.1\r\nHost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        lines = ["POST /recommend HTTP/1.1", "host: localhost", "content-type: application/json"]
+        head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""])
         made.append(head.encode() + body)
     return made
 
