@@ -1,6 +1,7 @@
 """Streams of row groups against the table they are made of."""
 
 import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +271,25 @@ def test_more_files_than_may_be_open(tmp_path: Path, in_memory: bool) -> None:
         assert sorted(numbers(list(loader))) == list(range(600))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_reader_is_shared_by_two_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyArrow's reader prefetches for one call at a time: shared, it fails or hangs once in some thousand reads."""
+    threads: dict[pq.ParquetFile, set[int]] = {}
+
+    class Watched(pq.ParquetFile):
+        def read_row_group(self, *given: object, **options: object) -> pa.Table:
+            threads.setdefault(self, set()).add(threading.get_ident())
+            return super().read_row_group(*given, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    pq.write_table(pa.table({"n": list(range(40)), "m": list(range(40))}), tmp_path / "a.parquet", row_group_size=4)
+    data = tt.Dataset(tmp_path)
+    loader = tt.Loader(data, 4, shuffle=False, in_memory=False, buffer_rows=4, schema=tt.Schema([data.schema["n"]]))
+    for batch, frame in zip(loader, data.frames(["m"]), strict=True):
+        assert batch["n"].tolist() == frame["m"].to_list()
+    assert len(set().union(*threads.values())) == 2
+    assert all(len(seen) == 1 for seen in threads.values())
 
 
 def test_a_file_written_anew_is_not_taken_for_the_first(tmp_path: Path) -> None:

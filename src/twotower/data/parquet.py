@@ -2,6 +2,7 @@
 
 import glob
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ class ParquetFiles:
         self.paths = list(paths)
         self.groups: list[RowGroup] = []
         self.schema: pa.Schema = None
-        self._open: dict[str, Any] = {}
+        # by thread as well: a reader shared by two threads fails, or waits forever (it keeps what it prefetches for one call)
+        self._open: dict[tuple[int, str], Any] = {}
         self._footers: dict[str, Any] = {}
         for path in self.paths:
             footer = self._file(path)
@@ -129,13 +131,14 @@ class ParquetFiles:
                 raise ValueError(f"{self.paths[0]}: {unknown('column', name, self.schema.names)}")
 
     def _file(self, path: str) -> Any:
-        file = self._open.get(path)
+        key = (threading.get_ident(), path)
+        file = self._open.get(key)
         if file is None:
             file = self._opened(path)
             if len(self._open) >= OPEN_FILES:
                 # only forgotten, not closed: a reading thread may be at work on it
-                self._open.pop(next(iter(self._open)), None)
-            self._open[path] = file
+                self._open.pop(next(iter(tuple(self._open))), None)
+            self._open[key] = file
         return file
 
     def _opened(self, path: str) -> Any:
