@@ -20,7 +20,7 @@ from litestar import Litestar
 from litestar.testing import TestClient
 
 from twotower.serving.explorer.routes import explorer_routes
-from twotower.serving.explorer.site import POLICY, address
+from twotower.serving.explorer.site import POLICY, Site, address
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,14 @@ def retriever() -> tt.Retriever:
 
 @pytest.fixture(scope="module")
 def client(retriever: tt.Retriever) -> Iterator[TestClient[Any]]:
-    with TestClient(Litestar(explorer_routes(lambda: retriever, lambda: "2026-11-29T11:53:00+00:00"))) as made:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site, lambda: "2026-11-29T11:53:00+00:00"))) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[TestClient[Any]]:
-    held = plain_retriever()
+    held = Site(plain_retriever())
     with TestClient(Litestar(explorer_routes(lambda: held))) as made:
         yield made
 
@@ -375,12 +376,14 @@ def test_the_map_is_made_once_and_tells_where_an_item_lies(client: TestClient[An
 
 
 def test_another_bundle_is_shown_as_soon_as_it_serves(retriever: tt.Retriever) -> None:
-    held = [retriever]
+    held = [Site(retriever)]
     with TestClient(Litestar(explorer_routes(lambda: held[0]))) as client:
         assert f"items {COUNT}" in get(client, "").text
-        held[0] = plain_retriever()
+        other = plain_retriever()
+        held[0] = Site(other)
         assert "items 4" in get(client, "").text
-        held[0].delete([12])
+        other.delete([12])
+        held[0] = Site(other)
         assert "items 3" in get(client, "").text
         assert "No item has the id '12'" in get(client, "/item/12", 404).text
 
@@ -398,14 +401,16 @@ def test_static_files_are_kept_by_the_browser_until_they_change(client: TestClie
 
 
 def test_a_server_below_a_path_has_links_below_it(retriever: tt.Retriever) -> None:
-    with TestClient(Litestar(explorer_routes(lambda: retriever)), root_path="/films") as client:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site)), root_path="/films") as client:
         page = Page(client.get("/explore/item/i1"))
         links = page.all("a", "href") + page.all("script", "src") + page.all("form", "action")
         assert all(url.startswith(("/films/explore", "#")) for url in links), links
 
 
 def test_a_failure_is_told_in_words(retriever: tt.Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TestClient(Litestar(explorer_routes(lambda: retriever))) as client:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site))) as client:
         users = retriever.bundle.users
         assert users is not None
 
@@ -471,7 +476,8 @@ def test_a_map_that_fails_says_so(retriever: tt.Retriever, monkeypatch: pytest.M
         raise MemoryError("too many")
 
     monkeypatch.setattr(item_map, "draw", fail)
-    with TestClient(Litestar(explorer_routes(lambda: retriever))) as client:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site))) as client:
         for _ in range(50):
             answer = client.get("/explore/map.json").json()
             if answer["state"] != "computing":

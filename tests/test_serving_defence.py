@@ -19,9 +19,8 @@ from typer.testing import CliRunner
 from uvicorn.server import ServerState
 
 from twotower.cli.app import app
-from twotower.serving import app as app_module
 from twotower.serving import live as live_module
-from twotower.serving import server
+from twotower.serving import server, waiting
 from twotower.serving import service as service_module
 from twotower.serving.app import make_app
 from twotower.serving.explorer import routes as routes_module
@@ -29,6 +28,7 @@ from twotower.serving.instruments import Instruments
 from twotower.serving.live import Live
 from twotower.serving.problems import Problem
 from twotower.serving.protocol import BoundedProtocol
+from twotower.serving.searching import ItemSearch
 from twotower.serving.service import Service
 from twotower.serving.settings import Limits, Settings
 
@@ -125,38 +125,65 @@ def test_a_panic_ends_no_thread(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     with TestClient(front) as client:
         with monkeypatch.context() as patch:
             patch.setattr(service_module, "answer", panic)
-            patch.setattr(app_module, "_found", panic)
+            patch.setattr(ItemSearch, "find", panic)
             patch.setattr(routes_module, "facts", panic)
             patch.setattr(live_module, "warm_up", panic)
             for method, path, status in (
                 ("GET", "/recommend/3", 500),
-                ("GET", "/items", 500),
+                ("GET", "/items?search=title", 500),
                 ("GET", "/explore", 500),
                 ("POST", "/reload", 409),
             ):
                 response = client.request(method, path)
                 assert response.status_code == status, response.text
             assert "in Rust" in response.text
-        for path in ("/recommend/3", "/items", "/explore"):
+        for path in ("/recommend/3", "/items?search=title", "/explore"):
             assert client.get(path).status_code == 200
         assert client.post("/reload").status_code == 200
 
 
-def test_a_search_that_takes_too_long(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go = threading.Event()
-    monkeypatch.setattr(app_module, "_found", lambda *_: go.wait(30))
-    front, service = make_app(Live(bundle), Settings(limits=Limits(timeout=0.05), watch=0, explorer=False))
+def test_a_search_or_a_page_that_takes_too_long(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are answered in time, and what is begun holds its thread until it ends, so that there are never more of them."""
+    go, begun = threading.Event(), []
+
+    def find(_: object, text: str, limit: int) -> list[str]:
+        begun.append(text)
+        assert go.wait(30)
+        return ["i3"]
+
+    monkeypatch.setattr(ItemSearch, "find", find)
+    front, service = make_app(Live(bundle), Settings(limits=Limits(timeout=0.2), watch=0))
     with TestClient(front) as client:
-        assert client.get("/items").status_code == 504
-        assert service._searches._value == service_module.SEARCHES - 1  # it holds its place until it ends
+        for _ in range(waiting.THREADS // 2):
+            assert client.get("/items?search=a").status_code == 504
+            page = client.get("/explore/search?q=a")
+            assert (page.status_code, "There was no answer within 0.2 s." in page.text) == (504, True)
+        assert client.get("/explore/search.json?q=b").status_code == 504  # waited for a thread
+        service.side.batcher.max_queue = 0
+        for path in ("/items?search=a", "/explore/search?q=a", "/explore/search.json?q=a"):
+            response = client.get(path)
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+        assert dropped(front, "timeout") == waiting.THREADS + 1
+        assert dropped(front, "full") == 3
+        assert begun == ["a"] * waiting.THREADS
         go.set()
-        wait_for(lambda: service._searches._value == service_module.SEARCHES)
+        service.side.batcher.max_queue = 1
+        for path in ("/items?search=c", "/explore/search?q=c"):
+            wait_for(lambda path=path: client.get(path).status_code == 200)  # type: ignore[misc]
+    assert "b" not in begun  # who left while it waited
+
+
+def dropped(front: Any, reason: str) -> float:
+    value = front.instruments.registry.get_sample_value("twotower_dropped_total", {"reason": reason})
+    assert value is not None
+    return float(value)
 
 
 def test_the_explorer_holds_no_bundle_that_was_served_before(bundle: Path) -> None:
     front, service = make_app(Live(bundle), Settings(watch=0))
     with TestClient(front) as client:
-        assert client.get("/explore").status_code == 200
+        for path in ("/explore", "/explore/search?q=title", "/items?search=title", "/items/i3"):
+            assert client.get(path).status_code == 200
         before = weakref.ref(service.live.current.retriever)
         assert client.post("/reload").status_code == 200
         gc.collect()

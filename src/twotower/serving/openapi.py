@@ -101,7 +101,7 @@ def _paths(name: str, inputs: Mapping[str, Input], some_items: Sequence[int | st
     k = _parameter("k", "How many items.", {"type": "integer", "minimum": 1, "maximum": limits.k})
     seen = _parameter("seen", "Whether what the user has seen may come.", {"type": "boolean"})
     fields = _parameter("fields", "The items' columns to give, with commas.", {"type": "string"})
-    search = _parameter("search", "What an id or a text of the item holds.", {"type": "string", "maxLength": 200})
+    search = _parameter("search", "The beginning of an id, or words of the texts.", {"type": "string", "maxLength": 200})
     limit = _parameter("limit", "How many items.", {"type": "integer", "minimum": 1, "maximum": limits.search})
     several = {"type": "array", "items": {"$ref": ref + "Question"}, "minItems": 1, "maxItems": limits.questions}
     asked = {"oneOf": [{"$ref": ref + "Question"}, several]}
@@ -133,8 +133,8 @@ def _paths(name: str, inputs: Mapping[str, Input], some_items: Sequence[int | st
         "/similar/{item}": {
             "get": _operation("Items like an item.", answer, (404, 422, 503, 504), [item, k, fields])
         },
-        "/items": {"get": _operation("Items by text.", {"type": "object"}, (422, 503), [search, limit])},
-        "/items/{item}": {"get": _operation("An item's columns.", {"type": "object"}, (404, 422, 503), [item, fields])},
+        "/items": {"get": _operation("Items by text.", {"type": "object"}, (422, 503, 504), [search, limit])},
+        "/items/{item}": {"get": _operation("An item's columns.", {"type": "object"}, (404, 422, 503, 504), [item, fields])},
         "/": {"get": _operation("The model, its bundle and what was measured.", {"type": "object"})},
         "/health/live": {"get": _operation("Whether the process answers.", {"type": "object"})},
         "/health/ready": {"get": _operation("Whether requests are welcome.", {"type": "object"}, (503,))},
