@@ -45,7 +45,7 @@ class Settings:
         max_batch: questions answered together.
         max_wait: seconds that an idle thread waits for more.
         max_queue: questions that may wait; more are answered 503.
-        token: what "Authorization: Bearer" must bring, for all but health; None for nothing.
+        token: what "Authorization: Bearer" must bring, or Basic as the password, for all but health; None for nothing.
         hosts: the names, without ports, by which the server may be called while there is no token; None for any.
         watch: seconds between looks at manifest.json; 0 for none.
         explorer: whether /explore is there.
@@ -69,5 +69,5 @@ class Settings:
                 f"a body may have {self.limits.questions} questions, but only {self.max_queue} may wait: such a body would never "
                 "be answered. Raise max_queue, or lower the questions."
             )
-        if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or " " in self.token):
-            raise ValueError("a token needs at least 8 ASCII characters without spaces.")
+        if self.token is not None and (len(self.token) < 8 or not all("!" <= sign <= "~" for sign in self.token)):
+            raise ValueError("a token needs at least 8 ASCII characters without spaces or control characters.")
