@@ -50,7 +50,7 @@ def told(request: AnyRequest, error: Exception) -> Reply:
     """The response of an exception."""
     problem = as_problem(error)
     if problem.status == 500:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("%s %r failed", request.method, request.url.path, exc_info=error)
     return Response(problem.body(), status_code=problem.status, media_type=MediaType.JSON, headers=problem.headers)
 
 

@@ -27,7 +27,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._in_head, self._head = True, 0
+        self._in_head, self._head, self._refused = True, 0, False
         self._reading: asyncio.TimerHandle | None = None
         self._writing: asyncio.TimerHandle | None = None
 
@@ -52,7 +52,7 @@ class BoundedProtocol(HttpToolsProtocol):
             head, end, body = data.partition(b"\r\n\r\n")
             data = UPGRADE.sub(b"\r\nno-upgrade:", head) + end + body
         rest = memoryview(data)
-        while len(rest) and not self.transport.is_closing():
+        while len(rest) and not self._refused and not self.transport.is_closing():
             piece = rest[: HEAD_BYTES - self._head if self._in_head else HEAD_BYTES]
             rest = rest[len(piece) :]
             began = self._in_head
@@ -105,18 +105,25 @@ class BoundedProtocol(HttpToolsProtocol):
         self._reading = self.loop.call_later(READ_SECONDS, self._late)
 
     def _late(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:  # it is we who keep the client waiting
+        if self._refused:
+            self.transport.close()
+        elif self.cycle is not None and not self.cycle.response_complete:  # it is we who keep the client waiting
             self._wait_for_the_rest()
         elif self._head:
             self._refuse(TOO_SLOW)
+            self.transport.close()
         else:  # nothing is asked, or the rest of what was answered: an answer would be taken for that of a next request
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:  # its answer would come after this one
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         body, status = problem.body(), HTTPStatus(problem.status)
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n"
         self.transport.write(head.encode() + b"content-type: " + JSON + b"\r\n\r\n" + body)
-        self.transport.close()
+        self._refused = True  # what still comes is read and left: to close before would take the answer from the client
+        self._wait_for_the_rest()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Nothing: it is what anybody may ask for."""

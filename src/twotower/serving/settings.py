@@ -1,5 +1,6 @@
 """How a server is run: what a client may ask for, and who may."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -31,8 +32,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be more than 0, got {value}.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be more than 0 and finite, got {value}.")
 
 
 @dataclass(frozen=True)
