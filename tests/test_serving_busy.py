@@ -166,7 +166,7 @@ def test_a_panic_ends_no_thread(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_more_connections_than_are_answered(bundle: Path) -> None:
     """Whoever comes is told so, but for those that watch over the server."""
     front, service = make_app(Live(bundle), Settings(watch=0, explorer=False))
-    running = server.Server(uvicorn.Config(front), front, service, 0.0, 2)  # type: ignore[arg-type]
+    running = server.Server(uvicorn.Config(front, log_config=None), front, service, 0.0, 2)  # type: ignore[arg-type]
     with TestClient(front) as client:
         running.server_state.connections.update(range(2))  # type: ignore[arg-type]
         assert client.get("/recommend/3").status_code == 200
