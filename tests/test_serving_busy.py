@@ -116,6 +116,42 @@ def test_a_search_or_a_page_that_takes_too_long(bundle: Path, monkeypatch: pytes
     assert "b" not in begun  # who left while it waited
 
 
+@pytest.mark.parametrize("path", ["/recommend/3", "/items", "/explore"])
+def test_who_goes_away_is_not_worked_for(path: str, bundle: Path) -> None:
+    """A question that nobody waits for leaves the queue, as one that a browser gave up for the next letter."""
+    live = Live(bundle)
+    live.take(live.load())
+    front, service = make_app(live, Settings(watch=0))
+    batchers = (service.batcher, service.side.batcher)
+    for batcher in batchers:
+        batcher._start = lambda *_: None  # type: ignore[method-assign]
+
+    async def main() -> list[int]:
+        asked, statuses = False, []
+
+        async def receive() -> dict[str, Any]:
+            nonlocal asked
+            if asked:
+                assert sum(batcher.waiting for batcher in batchers) == 1
+                return {"type": "http.disconnect"}
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": b"",
+                 "headers": [], "root_path": "", "server": ("test", 80), "scheme": "http", "http_version": "1.1",
+                 "client": ("test", 1), "state": {}}  # fmt: skip
+        await front(scope, receive, send)  # type: ignore[arg-type]
+        return statuses
+
+    assert asyncio.run(main())[0] == 499
+    assert sum(batcher.waiting for batcher in batchers) == 0
+    assert dropped(front, "gone") == 1
+    service.close()
+
+
 def test_a_failure_of_ours_is_logged_and_not_told(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,12 +35,20 @@ class Site:
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
         self.items = retriever.items
-        self.shown = Shown(retriever.items)
         self.map = ItemMap(retriever)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._shown: Shown | None = None
         self._search: ItemSearch | None = None
         self._fields: list[FilterField] | None = None
         self._query: list[QueryField] | None = None
+
+    @property
+    def shown(self) -> Shown:
+        """How the items are shown."""
+        with self._lock:
+            if self._shown is None:
+                self._shown = Shown(self.items)
+            return self._shown
 
     @property
     def search(self) -> ItemSearch:
