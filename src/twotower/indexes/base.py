@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.errors import unknown
-from twotower.files import PathLike, folder_written_aside
+from twotower.files import PathLike, folder_written_aside, sha256_of
 from twotower.indexes.filters import DataType, Filter
 
-FORMAT = 1
+FORMAT = 2
 Json = Any
 Keys = Tensor | np.ndarray | Sequence[int]
 Found = tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]
@@ -141,6 +141,8 @@ class Index(ABC):
         """Write a folder with index.json, whole or not at all, without pickle; it replaces an older one."""
         with folder_written_aside(path, "index.json") as folder:
             text = {"format": FORMAT, "kind": self.kind, "dim": self.dim, "count": len(self), **self._save(folder)}
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            text["files"] = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
             (folder / "index.json").write_text(json.dumps(text, indent=1))
 
     @classmethod
@@ -148,7 +150,7 @@ class Index(ABC):
         """Read what `save` wrote.
 
         Raises:
-            ValueError: no index at the path, or one of another kind or format.
+            ValueError: no index at the path, one of another kind or format, or a file that is missing or was changed.
         """
         index = cls.__new__(cls)
         index._restore(path)
@@ -160,9 +162,16 @@ class Index(ABC):
         if text["kind"] != self.kind:
             raise ValueError(f"{path} holds an index of kind {text['kind']!r}, not {self.kind!r}: use load_index.")
         self.dim = text["dim"]
+        for name, digest in text["files"].items():
+            file = Path(path) / name
+            if not file.is_file() or sha256_of(file) != digest:
+                state = "was changed or cut short" if file.is_file() else "is missing"
+                raise ValueError(f"the index at {path} is damaged: {name} {state}. Save it again.")
         try:
             self._load(Path(path), text)
-        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:
             raise ValueError(
                 f"the index at {path} is damaged: {type(error).__name__}, {error}. Save it again."
             ) from error
@@ -277,10 +286,10 @@ def read_index_json(path: PathLike) -> dict[str, Json]:
         text: dict[str, Json] = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: it was changed or cut short ({error}). Save the index again.") from error
-    kinds = {"kind": str, "dim": int, "count": int}
+    if isinstance(text, dict) and text.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}. Save the index again.")
+    kinds = {"format": int, "kind": str, "dim": int, "count": int, "files": dict}
     wrong = not isinstance(text, dict) or any(type(text.get(name)) is not kind for name, kind in kinds.items())
-    if wrong or "format" not in text:
-        raise ValueError(f"{file} is damaged: it must say format, kind, dim and count. Save the index again.")
-    if text["format"] != FORMAT:
-        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}.")
+    if wrong:
+        raise ValueError(f"{file} is damaged: it must say format, kind, dim, count and files. Save the index again.")
     return text
