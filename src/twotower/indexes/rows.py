@@ -129,8 +129,8 @@ class Rows:
         file = folder / "attributes.parquet"
         vectors, keys, alive = held["vectors"], held["keys"].numpy(), held["alive"].numpy()
         attributes = pl.read_parquet(file, glob=False) if file.exists() else None
-        types = (vectors.dtype, vectors.ndim, keys.dtype, alive.dtype)
-        if types != (torch.float32, 2, np.int64, np.bool_) or not vectors.shape[:1] == keys.shape == alive.shape:
+        types = (str(vectors.dtype), vectors.ndim, str(keys.dtype), str(alive.dtype))
+        if types != ("torch.float32", 2, "int64", "bool") or not vectors.shape[:1] == keys.shape == alive.shape:
             raise ValueError(
                 f"{folder / 'rows.safetensors'} is damaged: it holds vectors {tuple(vectors.shape)}, keys {keys.shape} and alive "
                 f"{alive.shape}, of {vectors.dtype}, {keys.dtype} and {alive.dtype}, which no index wrote. Save it again."
