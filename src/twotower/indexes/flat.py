@@ -20,7 +20,8 @@ class FlatIndex(LocalIndex):
     """Every candidate, from 16-bit codes, half the memory traffic of ExactIndex on a CPU; the best compared in float32.
 
     Rounding to 16 bits moves a score by about 2^-11 of it; k/8 + 8 candidates more than asked for are compared again, which
-    leaves next to none of the best out. Needs faiss: pip install 'twotower[index]'.
+    leaves next to none of the best out, unless some vectors are a million times as long as the others. Needs faiss:
+    pip install 'twotower[index]'.
 
     Args:
         vectors, keys, attributes: as of every index.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from twotower.errors import explain_options, need
 from twotower.files import PathLike
-from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
+from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array, key_numbers
 from twotower.indexes.filters import INT64, NEGATIONS, RANGES, Condition, DataType, Filter, checked
 from twotower.indexes.payloads import check_held, column, innermost, moment, payload, payload_schema
 from twotower.indexes.rows import Rows
@@ -133,7 +133,7 @@ class QdrantIndex(Index):
 
     def vectors_of(self, keys: Keys) -> Float[Tensor, "M D"]:
         """The vectors of some candidates, float32; ValueError for a key that is not there."""
-        numbers = keys.cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys, dtype=np.int64)
+        numbers = key_numbers(keys)
         found = self._retrieve(numbers, vectors=True)
         return torch.tensor([found[key] for key in numbers.tolist()], dtype=torch.float32).reshape(-1, self.dim)
 
@@ -156,7 +156,7 @@ class QdrantIndex(Index):
         models = self._models
         must = [] if where is None else [self._translated(condition) for condition in where.conditions]
         if only is not None:
-            wanted = only.reshape(-1).cpu().unique()
+            wanted = only.unique()
             must.append(models.HasIdCondition(has_id=wanted[wanted >= 0].tolist()))
         banned: dict[int, list[int]] = {}
         for row, key in [] if exclude is None else exclude.cpu().tolist():

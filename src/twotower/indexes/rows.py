@@ -29,11 +29,11 @@ class Rows:
     """
 
     def __init__(self, vectors: Float[Tensor, "N D"], keys: np.ndarray, attributes: pl.DataFrame | None) -> None:
-        self._vectors = vectors.clone()  # the caller's may change
+        self._vectors = vectors.clone(memory_format=torch.contiguous_format)  # the caller's may change
         self._keys = keys.copy()
         self._alive = np.ones(len(keys), dtype=bool)
         self.used = self.count = len(keys)
-        self.attributes = attributes
+        self.attributes = None if attributes is None else attributes.clone()
         self.largest_norm = float(vectors.norm(dim=1).max()) if len(vectors) else 0.0
         order = np.argsort(keys, kind="stable")
         self._sorted, self._slots = keys[order], order.astype(np.int64)
