@@ -33,7 +33,8 @@ def saved(kind: str, folder: Path, rows: int = N, dim: int = D, seed: int = 0) -
 def with_true_checksums(folder: Path) -> None:
     """As one who changes a file on purpose would leave it."""
     text = json.loads((folder / "index.json").read_text())
-    text["files"] = {name: sha256_of(folder / name) for name in text["files"]}
+    files = [f for f in folder.rglob("*") if f.is_file() and f.name != "index.json"]
+    text["files"] = {f.relative_to(folder).as_posix(): sha256_of(f) for f in files}
     (folder / "index.json").write_text(json.dumps(text))
 
 

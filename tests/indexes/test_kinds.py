@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import twotower as tt
+from tests.indexes.test_damage import with_true_checksums
 from twotower.indexes.kinds import INDEXES
 from twotower.indexes.recall import recall_of
 
@@ -128,6 +129,7 @@ def test_scann_reads_its_own_files_alone(spoil, message: str, tmp_path: Path) ->
     tt.ScaNNIndex(VECTORS[:100]).save(tmp_path / "index")
     assert len(tt.load_index(tmp_path / "index")) == 100
     spoil(tmp_path / "index" / "scann")
+    with_true_checksums(tmp_path / "index")
     with pytest.raises(ValueError, match=message):
         tt.load_index(tmp_path / "index")
 

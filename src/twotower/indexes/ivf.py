@@ -150,8 +150,7 @@ class IVFIndex(LocalIndex):
 
     def _left(self, slots: np.ndarray) -> None:
         if len(slots):
-            self._lists.remove_ids(slots)
-            self._note_lists()
+            self._lists.remove_ids(slots)  # which list they were in is not asked any more
 
     def _note_lists(self) -> None:
         """Which list each slot is in, and the centroids."""
