@@ -261,23 +261,6 @@ def test_a_file_is_not_replaced_in_the_middle_of_a_transaction(tmp_path: Path, m
     assert store.look_up([1]).rows["age"].to_list() == [60]
 
 
-def test_a_store_that_is_replaced_again_and_again_while_it_is_written_to(tmp_path: Path) -> None:
-    file = tmp_path / "users.sqlite"
-    people = pl.DataFrame({"user": range(300), "a": [0] * 300})
-    store = tt.SQLiteFeatures.create(file, people, "user")
-    with ThreadPoolExecutor(2) as threads:
-        writing = [threads.submit(store.put, people.with_columns(a=pl.lit(n, pl.Int64))) for n in range(1, 40)]
-        for _ in range(10):
-            tt.SQLiteFeatures.create(file, people.with_columns(a=pl.lit(-1, pl.Int64)), "user")
-        for one in writing:
-            one.result()
-    with contextlib.closing(sqlite3.connect(file)) as database:
-        assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    found = store.look_up(list(range(300))).rows["a"]
-    assert found.n_unique() == 1  # one whole table, whoever came last
-    assert [f.name for f in tmp_path.iterdir()] == ["users.sqlite"]
-
-
 def test_a_read_only_store_leaves_the_file_and_its_folder_alone(tmp_path: Path) -> None:
     """It takes no lock, so waits for none, and makes none of the files that SQLite keeps beside one that is written to."""
     file = tmp_path / "users.sqlite"
