@@ -179,7 +179,15 @@ class SQLiteFeatures(FeatureStore):
     def _connect(self) -> sqlite3.Connection:
         mode = "mode=ro&immutable=1" if self.read_only else "mode=rw"
         address = f"{self.path.as_uri()}?{mode}"
-        return sqlite3.connect(address, uri=True, timeout=PATIENCE, check_same_thread=not self.read_only)
+        # by its own thread, or one at a time; dropped in any
+        return sqlite3.connect(address, uri=True, timeout=PATIENCE, check_same_thread=False, factory=_Connection)
+
+
+class _Connection(sqlite3.Connection):
+    """Closed with its thread, or with the store, when nobody holds it any more."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @contextmanager
