@@ -69,6 +69,22 @@ def test_it_is_not_trained_and_is_saved(tmp_path: Path) -> None:
     torch.testing.assert_close(tt.RetrievalModelV2.load(tmp_path / "model").eval()(BATCH), model.eval()(BATCH))
 
 
+def test_every_position_of_a_history_is_weighed() -> None:
+    seen = tt.ColumnSchema(
+        "seen",
+        [Tags.CATEGORICAL, Tags.USER],
+        "int64",
+        is_list=True,
+        properties={"domain": {"min": 0, "max": 2, "name": "item"}},
+    )
+    tables = tt.Embeddings(tt.Schema([seen]), 4, sequence_combiner={"seen": tt.HistoryBag(4)})
+    tower = tt.Encoder(tt.InputBlockV2(tt.Schema([seen]), categorical=tables), tt.MLPBlock([4]), prior=tt.PriorWeight())
+    batch: Batch = {"seen": tt.Ragged(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3]))}
+    every = tower.eval().every_position(batch, "seen")
+    assert every.values[:, -1].tolist() == [10.0] * 5
+    torch.testing.assert_close(every.values[every.offsets[1:] - 1], tower(batch))
+
+
 def test_health_looks_at_what_is_learnt() -> None:
     found = []
     for model in (towers(prior=False), towers(prior=True)):
