@@ -13,9 +13,10 @@ from tests.worlds import id_column
 from twotower import Tags
 from twotower.config.config import Config
 from twotower.data.batch import Batch
-from twotower.experiment.popularity import FLOOR, faded_counts, half_life, set_popularity
+from twotower.experiment.popularity import FLOOR, faded_counts, half_life
 from twotower.experiment.run import encode, fit_model
 from twotower.experiment.tables import Tables
+from twotower.nightly.learning import learn
 from twotower.training.checkup import Checkup
 
 T = 0.5
@@ -200,19 +201,26 @@ def test_a_run_counts_the_popularity_of_late() -> None:
     assert ask.recommend([{"history": []}], k=1)["what"].to_list() == ["z"]
 
 
-def test_new_ids_are_counted_once_the_model_has_grown() -> None:
+def test_a_night_is_learnt_by_its_own_shares_and_served_by_those_of_late() -> None:
+    """Else the difference of the two would be learnt, and counted a second time."""
     wanted, given = config(), tables()
     preprocessor, rows = encode(wanted, given)
     model, _ = fit_model(wanted, given, preprocessor, rows)
-    later = pl.DataFrame({"who": [1] * 90, "what": ["n"] * 90, "at": range(400, 490)})
-    together = Tables(pl.concat([given.train, later]), given.validation, given.test, given.items, None)
-    grown = preprocessor.extend(later)
-    model.extend(grown.schema)
-    set_popularity(wanted, together, grown, model)
-    new = int(grown.transform(later).to_polars()["what"][0])
-    served = prior_of(model).served.weight
-    assert len(served) == grown.schema["what"].cardinality
-    assert int(served[:, 0].argmax()) == new
+    later = pl.DataFrame(
+        {"who": [1] * 90, "what": ["b"] * 30 + ["n"] * 60, "at": range(400, 490), "history": [["a"]] * 90}
+    )
+    known = pl.concat([given.train, later.drop("history")])
+    together = Tables(known, given.validation, given.test, given.items, None)
+    live = prior_of(model).served.weight.clone()
+    new, grown = learn(wanted, model, preprocessor, together, later, tt.RefreshRules(), 1)
+    assert torch.equal(prior_of(model).served.weight, live)
+    ids = dict(zip("abn", grown.transform(pl.DataFrame({"what": list("abn")})).to_polars()["what"], strict=True))
+    prior, size = prior_of(new), grown.schema["what"].cardinality
+    assert len(prior.served.weight) == size == preprocessor.schema["what"].cardinality + 1
+    trained, served = prior.trained.weight[:, 0].exp(), prior.served.weight[:, 0].exp()
+    for name, count in {"a": 0, "b": 30, "n": 60}.items():
+        assert float(trained[ids[name]]) == pytest.approx((count + 0.1) / (90 + 0.1 * size) * 2, rel=1e-5)
+    assert int(served.argmax()) == ids["n"]
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 from itertools import pairwise
 
 import numpy as np
+import polars as pl
 import torch
 
 from twotower.blocks.prior import PopularityPrior
 from twotower.config.config import Config
 from twotower.data.preprocessor import Preprocessor
 from twotower.data.times import seconds
-from twotower.experiment.tables import Tables
 from twotower.models.base import RetrievalModelV2
 
 FLOOR = 0.1  # of an event, for each id: what nobody chose of late is not impossible
@@ -17,21 +17,30 @@ HALVINGS = 12  # half-lives to try: the whole time that the rows span, a half of
 AHEAD, BLOCKS = 0.2, 10  # the last fifth of the rows is foretold, a tenth of it at a time from all before it
 
 
-def set_popularity(config: Config, tables: Tables, preprocessor: Preprocessor, model: RetrievalModelV2) -> None:
-    """Give the prior of the candidate tower, if it has one, the shares of the training rows: of all, and of late."""
+def set_popularity(
+    config: Config, events: pl.DataFrame, learnt: pl.DataFrame, preprocessor: Preprocessor, model: RetrievalModelV2
+) -> None:
+    """Give the prior of the candidate tower, if it has one, the shares of what it is trained on, and of the events of late.
+
+    Args:
+        config: names the columns.
+        events: all that is known.
+        learnt: the rows that the next fit is given, which may be some of them.
+        preprocessor: encodes the items.
+        model: as built, or grown.
+    """
     priors = [part for part in model.candidate.modules() if isinstance(part, PopularityPrior)]
     if not priors:
         return
-    time = config.data.time
+    item, time = config.data.item, config.data.time
     assert time is not None
-    rows = tables.train.sort(time, maintain_order=True)
-    ids = preprocessor.transform(rows.select(config.data.item)).to_polars()[config.data.item].to_numpy()
+    rows = events.sort(time, maintain_order=True)
+    ids, own = (preprocessor.transform(each.select(item)).to_polars()[item].to_numpy() for each in (rows, learnt))
     asked = rows[time] if rows[time].dtype.is_numeric() else seconds(rows[time])
-    times = asked.to_numpy().astype(np.float64)
-    size = priors[0].column.cardinality
+    times, size = asked.to_numpy().astype(np.float64), priors[0].column.cardinality
     late = faded_counts(ids, times, times[-1], half_life(ids, times), size)
     for prior in priors:
-        prior.set_shares(trained=shares(np.bincount(ids, minlength=size)), served=shares(late))
+        prior.set_shares(trained=shares(np.bincount(own, minlength=size)), served=shares(late))
 
 
 def shares(counts: np.ndarray) -> torch.Tensor:

@@ -220,7 +220,7 @@ def fit_model(
             stacklevel=1,
         )
     model = build_model(config, preprocessor)
-    set_popularity(config, tables, preprocessor, model)
+    set_popularity(config, tables.train, rows, preprocessor, model)
     scheduled = training.schedule != "constant" or training.warmup > 0
     watch: list[Callback] = [StopAfter(epochs)] if epochs is not None and scheduled else []
     if training.stop_early is not None and epochs is None:

@@ -54,7 +54,7 @@ def learn(
     preprocessor = live_preprocessor.extend(rows, *(table for table in features if wanted & set(table.columns)))
     model = copy.deepcopy(live_model)
     model.extend(preprocessor.schema)
-    set_popularity(config, tables, preprocessor, model)
+    set_popularity(config, tables.train, rows, preprocessor, model)
     compile_model(config, model, rules.rate * config.training.learning_rate)
     ids = preprocessor.vocabulary(config.data.item)
     met = tables.items.filter(pl.col(config.data.item).is_in(ids.cast(tables.items.schema[config.data.item]).implode()))
