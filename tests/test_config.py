@@ -183,7 +183,11 @@ def test_a_draft_says_why_and_is_a_config(tmp_path: Path) -> None:
     assert config.history is not None
     assert "  # positive: {column: rating, at_least: 3}" in made.text
     assert "# session_id: Int64  # left out: it names a session" in made.text
-    assert set(config.columns) == {"item_id", "ts"}
+    assert set(config.columns) == {"item_id"}
+    assert (
+        "  # ts: {kind: timestamp, tags: [context]}  # a time in s since 1970: its hour and weekday are read: left out"
+        in made.text
+    )
     assert config.model.popularity == "recent"
     assert (
         "  # asked_at: {kind: bucketized, tags: [context], buckets: 20, source: ts}  # the moment: left out"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,13 @@ def draft(given: Given, folder: Path) -> Draft:
         "columns:",
     ]
     for row in found.report.iter_rows(named=True):
-        lines += _column(row, found, user if time else None)
+        column = _column(row, found, user if time else None)
+        if row["column"] == time:  # hours that training never saw, and others that it saw once, tell of the moment too
+            column = [
+                f"{re.sub('^  (?=[^# ])', '  # ', line)}: left out, as model.popularity follows the times"
+                for line in column
+            ]
+        lines += column
         if row["column"] == time and events[row["column"]].dtype.is_numeric():
             moment = {"kind": "bucketized", "tags": ["context"], "buckets": 20, "source": time}
             why = "the moment: left out, since model.popularity counts what is popular now"
