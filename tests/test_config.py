@@ -183,17 +183,19 @@ def test_a_draft_says_why_and_is_a_config(tmp_path: Path) -> None:
     assert config.history is not None
     assert "  # positive: {column: rating, at_least: 3}" in made.text
     assert "# session_id: Int64  # left out: it names a session" in made.text
-    assert set(config.columns) == {"item_id", "ts", "asked_at"}
-    declared = {n: c for n, c in config.declarations().items() if n in ("item_id", "asked_at")}
-    moments = tt.Preprocessor(declared).fit(pl.read_parquet(tmp_path / "log.parquet"))
-    asked = (
-        moments.transform(pl.DataFrame({"ts": [1_700_000_000, 1_700_058_999, 1_800_000_000]}))
-        .to_polars()["asked_at"]
-        .to_list()
-    )
+    assert set(config.columns) == {"item_id"}
     assert (
-        asked[0] < asked[1] == asked[2]
-    )  # later than all training is as its end, and no larger number than was ever seen
+        "  # ts: {kind: timestamp, tags: [context]}  # a time in s since 1970: its hour and weekday are read: left out"
+        in made.text
+    )
+    assert config.model.popularity == "recent"
+    assert (
+        "  # asked_at: {kind: bucketized, tags: [context], buckets: 20, source: ts}  # the moment: left out"
+        in made.text
+    )
+    pl.DataFrame(events).drop("ts").write_parquet(tmp_path / "timeless.parquet")
+    (tmp_path / "timeless.yaml").write_text(draft(Given((str(tmp_path / "timeless.parquet"),)), tmp_path).text)
+    assert Config.load(tmp_path / "timeless.yaml").model.popularity == "learned"
     with pytest.raises(ValueError, match="unknown column of the interactions 'tim'"):
         draft(Given((str(tmp_path / "log.parquet"),), time="tim"), tmp_path)
 

@@ -108,6 +108,10 @@ CASES: dict[str, Callable[[], tt.Encoder | tt.EmbeddingEncoder]] = {
     "plain": plain,
     "one list": lambda: tt.Encoder(tt.Schema(lists("genres")), tt.MLPBlock([6])),
     "embedding encoder": lambda: tt.EmbeddingEncoder(ids("item_id"), 6, post=tt.L2Norm()),
+    "popularity prior": lambda: tt.Encoder(
+        tt.Schema([ids("item_id")]), tt.MLPBlock([6]), prior=tt.PopularityPrior(ids("item_id"), 0.1)
+    ),
+    "weight of the prior": lambda: tt.Encoder(tt.Schema([ids("user")]), tt.MLPBlock([6]), prior=tt.PriorWeight()),
     "embedding encoder of lists": lambda: tt.EmbeddingEncoder(lists("genres")[0], 6),
     **{name: partial(of_history, name) for name in HISTORIES},
 }

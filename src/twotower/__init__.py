@@ -15,6 +15,7 @@ from twotower.blocks.normalize import L2Norm
 from twotower.blocks.numbers import Continuous, ContinuousEmbedding
 from twotower.blocks.pooling import AttentionPooling
 from twotower.blocks.pretrained import PretrainedEmbeddings
+from twotower.blocks.prior import PopularityPrior, PriorWeight
 from twotower.blocks.table import EmbeddingTable, infer_embedding_dim
 from twotower.bundle import Bundle, load_bundle, save_bundle
 from twotower.candidates import Candidates, Draw, Step, TopK
@@ -225,11 +226,13 @@ __all__ = [
     "ParquetFeatures",
     "PopularityBasedSamplerV2",
     "PopularityLiftAt",
+    "PopularityPrior",
     "PopularitySampler",
     "PrecisionAt",
     "Preprocessor",
     "PretrainedEmbeddings",
     "PretrainedVectors",
+    "PriorWeight",
     "QdrantIndex",
     "Ragged",
     "RankingMetric",

@@ -29,6 +29,8 @@ class Encoder(nn.Module):
         blocks: modules from (B, width) to (B, other width), such as MLPBlock([128, 64]) or any nn.Module.
         pre: a module on the batch before the inputs.
         post: a module on the result, such as L2Norm().
+        prior: a module from the batch and the vectors to one more column, (B, 1): PopularityPrior on the candidate's side,
+            PriorWeight on the query's.
 
     The encoder shows its layers one made-up batch when it is built, so that their widths and `dim` are known at once.
 
@@ -49,15 +51,18 @@ class Encoder(nn.Module):
         *blocks: nn.Module,
         pre: nn.Module | None = None,
         post: nn.Module | None = None,
+        prior: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.inputs = InputBlockV2(inputs) if isinstance(inputs, Schema) else inputs
         self.blocks = nn.ModuleList(blocks)
         self.pre = pre
         self.post = post
+        self.prior = prior
         self.schema = self.inputs.schema
         self.mixes_rows = _mixes_rows(self)
         self.dim = _output_width(self)
+        self.own_dim = self.dim - (prior is not None)  # columns that are learnt
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """The tower's columns of the batch, among others it may hold, to (B, D)."""
@@ -74,10 +79,10 @@ class Encoder(nn.Module):
             name: a column that a HistoryEncoder pools; of a list that is longer than its max_length, the latest elements.
         """
         hidden = self.inputs.every_position(self._read(batch), name)
-        return Ragged(self._finish(hidden.values), hidden.offsets)
+        return Ragged(self._finish(hidden.values, batch), hidden.offsets)
 
     def _run(self, batch: Batch) -> Tensor:
-        return self._finish(self.inputs(self._read(batch)))
+        return self._finish(self.inputs(self._read(batch)), batch)
 
     def _read(self, batch: Batch) -> Batch:
         kind = next((p.dtype for p in self.parameters()), torch.float32)
@@ -87,10 +92,13 @@ class Encoder(nn.Module):
             batch = in_precision(batch, kind)
         return self.pre(batch) if self.pre is not None else batch
 
-    def _finish(self, hidden: Tensor) -> Tensor:
+    def _finish(self, hidden: Tensor, batch: Batch) -> Tensor:
         for block in self.blocks:
             hidden = block(hidden)
-        return self.post(hidden) if self.post is not None else hidden
+        vectors = self.post(hidden) if self.post is not None else hidden
+        if self.prior is None:
+            return vectors
+        return torch.cat([vectors, self.prior(batch, vectors).to(vectors.dtype)], dim=1)
 
     def regularization(self, batch: Batch) -> dict[str, Tensor]:
         """The L2 terms of the tower's tables, by column."""
@@ -165,7 +173,7 @@ class EmbeddingEncoder(nn.Module):
             raise ValueError(f"the shared table {self.table.name!r} has width {self.table.dim}, not dim={dim}.")
         self.post = post
         self.mixes_rows = _mixes_rows(self)
-        self.dim = dim
+        self.dim = self.own_dim = dim
 
     def forward(self, batch: Batch) -> Float[Tensor, "B D"]:
         """The id column of the batch to (B, D)."""

@@ -231,6 +231,11 @@ def _wrong_times(config: Config) -> list[tuple[KeyPath, str]]:
             config.history is not None,
         ),
         (
+            ("model", "popularity"),
+            "'recent' needs data.time, the column of the moment; choose 'learned'.",
+            config.model.popularity == "recent",
+        ),
+        (
             ("evaluation", "baselines"),
             "recent_popularity needs data.time, the column of the moment; leave it out.",
             # among the defaults it is left out by itself

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,13 +97,17 @@ def draft(given: Given, folder: Path) -> Draft:
         "columns:",
     ]
     for row in found.report.iter_rows(named=True):
-        lines += _column(row, found, user if time else None)
+        column = _column(row, found, user if time else None)
+        if row["column"] == time:  # hours that training never saw, and others that it saw once, tell of the moment too
+            column = [
+                f"{re.sub('^  (?=[^# ])', '  # ', line)}: left out, as model.popularity follows the times"
+                for line in column
+            ]
+        lines += column
         if row["column"] == time and events[row["column"]].dtype.is_numeric():
             moment = {"kind": "bucketized", "tags": ["context"], "buckets": 20, "source": time}
-            why = (
-                "the moment, in equal parts of the rows: what is popular changes; what comes later is in the last part"
-            )
-            lines.append(f"  asked_at: {_inline(moment)}  # {why}")
+            why = "the moment: left out, since model.popularity counts what is popular now"
+            lines.append(f"  # asked_at: {_inline(moment)}  # {why}")
     lines += _rest(time)
     text = "\n".join(lines) + "\n"
     notes = [f"users: {user}; items: {item}; time: {time or 'none found'}"]
@@ -163,6 +168,12 @@ def _rest(time: str | None) -> list[str]:
         "model:",
         "  dim: 64",
         "  temperature: 0.1",
+        "  dropout: 0.2",
+        *(
+            ["  popularity: recent  # counted, recent events most; the towers learn what differs from person to person"]
+            if time
+            else []
+        ),
         "",
         "training:",
         "  epochs: 20  # at most: it stops when the validation no longer gains",

@@ -193,6 +193,11 @@ class Model(Section):
     loss: Annotated[str, AfterValidator(_among("loss", LOSSES))] = Field(
         "softmax", description=f"One of {', '.join(LOSSES)}."
     )
+    popularity: Literal["learned", "recent"] = Field(
+        "learned",
+        description="Where the part of the score that is the same for everybody comes from: 'learned' by the towers, or counted, "
+        "'recent', from the training rows, each of which counts less the older it is (see PopularityPrior). Needs data.time.",
+    )
 
     @model_validator(mode="after")
     def _samplers(self) -> "Model":
@@ -205,6 +210,11 @@ class Model(Section):
             choose("sampler of negatives", names[0], SAMPLERS)
             if not isinstance(entry, str) and names[0] not in COUNTED:
                 raise ValueError(f"negatives: {names[0]!r} takes no number; one of {', '.join(COUNTED)} does.")
+        if self.popularity == "recent" and self.temperature == "learned":
+            raise ValueError(
+                "popularity 'recent' is weighed by the temperature, which 'learned' would change under it: give a number, such as "
+                "0.1."
+            )
         return self
 
 

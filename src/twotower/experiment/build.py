@@ -14,6 +14,7 @@ from twotower.blocks.inputs import InputBlockV2
 from twotower.blocks.mlp import MLPBlock
 from twotower.blocks.normalize import L2Norm
 from twotower.blocks.pretrained import PretrainedEmbeddings
+from twotower.blocks.prior import PopularityPrior, PriorWeight
 from twotower.config.config import Config
 from twotower.config.sections import History, Model, Training
 from twotower.data.preprocessor import Preprocessor
@@ -67,9 +68,17 @@ def build_model(config: Config, preprocessor: Preprocessor) -> RetrievalModelV2:
         ),
         pretrained_embeddings=_vectors(preprocessor),
     )
+    weight = prior = None
+    if wanted.popularity == "recent":
+        weight, prior = PriorWeight(), PopularityPrior(schema[config.data.item], float(wanted.temperature))
     query, candidate = (
-        Encoder(inputs.select_by_tag(side), _layers(wanted, hidden), post=L2Norm() if wanted.normalize else None)
-        for side, hidden in ((Tags.USER, wanted.query_layers), (Tags.ITEM, wanted.candidate_layers))
+        Encoder(
+            inputs.select_by_tag(side), _layers(wanted, hidden), post=L2Norm() if wanted.normalize else None, prior=own
+        )
+        for side, hidden, own in (
+            (Tags.USER, wanted.query_layers, weight),
+            (Tags.ITEM, wanted.candidate_layers, prior),
+        )
     )
     model = TwoTowerModelV2(
         query,

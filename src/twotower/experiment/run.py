@@ -21,6 +21,7 @@ from twotower.experiment.bundling import check_index, save_run_bundle, users_of
 from twotower.experiment.folder import Run, find_run, make_folder
 from twotower.experiment.lock import held
 from twotower.experiment.measuring import MODEL, RawRanker, check_baselines, make_evaluator, measure_baselines
+from twotower.experiment.popularity import set_popularity
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables, read_interactions, read_tables
 from twotower.files import PathLike, written_aside
@@ -219,6 +220,7 @@ def fit_model(
             stacklevel=1,
         )
     model = build_model(config, preprocessor)
+    set_popularity(config, tables.train, rows, preprocessor, model)
     scheduled = training.schedule != "constant" or training.warmup > 0
     watch: list[Callback] = [StopAfter(epochs)] if epochs is not None and scheduled else []
     if training.stop_early is not None and epochs is None:

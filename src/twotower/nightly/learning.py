@@ -10,6 +10,7 @@ from twotower.config.config import Config
 from twotower.data.preprocessor import Preprocessor
 from twotower.experiment.build import compile_model, trainer_options
 from twotower.experiment.measuring import free_name
+from twotower.experiment.popularity import set_popularity
 from twotower.experiment.rows import own_rows, training_rows
 from twotower.experiment.tables import Tables
 from twotower.models.base import RetrievalModelV2
@@ -53,6 +54,7 @@ def learn(
     preprocessor = live_preprocessor.extend(rows, *(table for table in features if wanted & set(table.columns)))
     model = copy.deepcopy(live_model)
     model.extend(preprocessor.schema)
+    set_popularity(config, tables.train, rows, preprocessor, model)
     compile_model(config, model, rules.rate * config.training.learning_rate)
     ids = preprocessor.vocabulary(config.data.item)
     met = tables.items.filter(pl.col(config.data.item).is_in(ids.cast(tables.items.schema[config.data.item]).implode()))

@@ -72,6 +72,8 @@ class Checkup:
         with self._aside():
             query, candidate = model.query(take(batch, some_queries)), model.candidate(take(batch, some))
             ranked = self._lists(query[:QUERIES].float()) if lists and bool(query.isfinite().all()) else None
+            # a prior is no part of what the towers have learnt
+            query, candidate = query[:, : model.query.own_dim], candidate[:, : model.candidate.own_dim]
             # few and small from here on; in float64, as a model that is ill may hold numbers of any size
             query, candidate = query.cpu().double(), candidate.cpu().double()
             shared, personal = measures.score_variance(query, candidate)
