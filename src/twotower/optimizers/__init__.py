@@ -8,13 +8,13 @@ from torch import nn
 from twotower.blocks.table import EmbeddingTable
 from twotower.errors import choose
 from twotower.optimizers.clipping import clip_gradients, gradient_norm
-from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowOptimizer, RowSGD, RowwiseAdagrad
+from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowAdam, RowOptimizer, RowSGD, RowwiseAdagrad
 from twotower.optimizers.schedule import SCHEDULES, make_schedule
 from twotower.optimizers.split import SplitOptimizer
 
 __all__ = [
-    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowOptimizer", "RowSGD",
-    "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
+    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowAdam", "RowOptimizer",
+    "RowSGD", "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
     "use_dense_gradients",
 ]  # fmt: skip
 
@@ -31,6 +31,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, str]] =
 # name: class and default learning rate; "dense" leaves the tables to the other optimiser
 TABLE_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float] | None] = {
     "lazy_adam": (LazyAdam, 1e-3),
+    "row_adam": (RowAdam, 1e-3),
     "rowwise_adagrad": (RowwiseAdagrad, 1e-2),
     "adagrad": (RowAdagrad, 1e-2),
     "sgd": (RowSGD, 1e-2),
