@@ -68,7 +68,10 @@ def test_added_and_deleted_items_are_saved_too(tmp_path: Path) -> None:
     found = answers(retriever)
     assert set(found["item_id"]) == set(ITEMS["item_id"]) - {"i3", "i29"} | {"new"}
     fresh = tt.Retriever(retriever.bundle.model, retriever.bundle.preprocessor, retriever.bundle.items)
-    assert answers(fresh).sort("query", "item_id").drop("rank").equals(found.sort("query", "item_id").drop("rank"))
+    # two items encoded alone may differ in the last bit from the same two among thirty, and so may their ranks where they tie
+    again, once = (table.sort("query", "item_id").drop("rank") for table in (answers(fresh), found))
+    assert again.drop("score").equals(once.drop("score"))
+    assert again["score"].to_list() == pytest.approx(once["score"].to_list(), rel=1e-5, abs=1e-6)
     retriever.save(tmp_path / "bundle")
     assert answers(tt.Retriever.load(tmp_path / "bundle")).equals(found)
     with pytest.raises(ValueError, match="no item has the id 'i3'"):
