@@ -2,19 +2,17 @@
 
     python benchmarks/quality/table_optimizers.py --data <folder with gowalla-lightgcn/ and amazon-book-kgat/>
 
-Ids alone, a table of users and one of items of width 64, cosines with T = .1, in-batch softmax corrected for sampling bias, dropout .1
-on the user's vector, batches of 1,024, one seed. A tenth of each user's train items is held out and found again among all items;
-the tests are not touched. "dense" is fused Adam over all rows, in its own betas and without momentum; the others touch the rows of
-the batch. Two tables at three rates take about an hour of one core.
+Ids alone, a table of users and one of items of width 64, cosines with T = .1, in-batch softmax corrected for sampling bias, dropout
+.1 on the user's vector, batches of 1,024, one seed. A tenth of each user's train items is held out and found again among all; the
+tests are not touched. "dense" is fused Adam over all rows, the other names are those of `compile`. The two tables with three
+optimisers at two rates take about twenty minutes of one core.
 """
 
 import argparse
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import torch
@@ -27,20 +25,7 @@ TABLES = ["gowalla-lightgcn", "amazon-book-kgat"]
 METRICS = [tt.RecallAt(20, capped=False), tt.NDCGAt(20)]
 
 
-def dense(betas: tuple[float, float]) -> Callable[[float], dict[str, Any]]:
-    return lambda rate: {"optimizer": partial(torch.optim.Adam, lr=rate, betas=betas, fused=True)}
-
-
-def by_rows(name: str) -> Callable[[float], dict[str, Any]]:
-    return lambda rate: {"optimizer": "adam", "learning_rate": rate, "table_optimizer": name}
-
-
-OPTIMIZERS = {
-    "dense": dense((0.9, 0.999)),
-    "dense, no momentum": dense((0.0, 0.999)),
-    "lazy_adam": by_rows("lazy_adam"),
-    "row_adam": by_rows("row_adam"),
-}
+OPTIMIZERS = ["dense", "lazy_adam", "row_adam"]
 
 
 def main() -> None:
@@ -48,8 +33,8 @@ def main() -> None:
     folder = os.environ.get("TWOTOWER_DATA")
     p.add_argument("--data", type=Path, default=folder, required=folder is None)
     p.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
-    p.add_argument("--optimizers", nargs="+", choices=list(OPTIMIZERS), default=list(OPTIMIZERS))
-    p.add_argument("--rates", nargs="+", type=float, default=[0.0005, 0.001, 0.002])
+    p.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=OPTIMIZERS)
+    p.add_argument("--rates", nargs="+", type=float, default=[0.0005, 0.001])
     p.add_argument("--epochs", type=int, default=8)
     given = p.parse_args()
     torch.set_num_threads(1)
@@ -59,11 +44,11 @@ def main() -> None:
     for table in given.tables:
         for name in given.optimizers:
             for rate in given.rates:
-                found = measured(given.data / table / "interactions.parquet", OPTIMIZERS[name](rate), given.epochs)
+                found = measured(given.data / table / "interactions.parquet", name, rate, given.epochs)
                 print(f"| {table} | {name} | {rate:g} | {' | '.join(found)} |", flush=True)
 
 
-def measured(file: Path, options: dict[str, Any], epochs: int) -> list[str]:
+def measured(file: Path, optimizer: str, rate: float, epochs: int) -> list[str]:
     """One training."""
     events = pl.read_parquet(file).filter(split="train").select("user_id", "item_id")
     schema = tt.Schema(
@@ -82,7 +67,7 @@ def measured(file: Path, options: dict[str, Any], epochs: int) -> list[str]:
         table(schema["item_id"], post=tt.L2Norm()),
         logits_temperature=0.1,
     )
-    model.compile(**options, metrics=METRICS)
+    model.compile(optimizer="adam", learning_rate=rate, table_optimizer=optimizer, metrics=METRICS)
     start = time.process_time()
     history = model.fit(part, catalog=items, batch_size=1024, epochs=epochs, seed=0, health_steps=0, verbose=False)
     seconds = time.process_time() - start

@@ -24,7 +24,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 # name: class, default learning rate, and the table optimiser that goes with it where the tables are large
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, str]] = {
     # fused: the same step in a third of the time
-    "adam": (partial(torch.optim.Adam, fused=True), 1e-3, "lazy_adam"),
+    "adam": (partial(torch.optim.Adam, fused=True), 1e-3, "row_adam"),
     "adamw": (partial(torch.optim.AdamW, fused=True), 1e-3, "dense"),
     "adagrad": (torch.optim.Adagrad, 1e-2, "adagrad"),
     "rmsprop": (torch.optim.RMSprop, 1e-3, "dense"),
