@@ -1,12 +1,20 @@
 """A small Retriever whose query tower reads an id, a number and a history, for the tests of serving."""
 
+import time
+from typing import Any
+
 import numpy as np
 import polars as pl
 import torch
+from litestar.testing import TestClient
 
 import twotower as tt
 from twotower import Categorical, Numeric, Tags
+from twotower.serving.settings import Limits
 
+SMALL = Limits(body_bytes=20_000, k=50, questions=5, results=100, list_length=30, timeout=20.0)
+QUERY = {"user_id": 3, "age": 20.5, "history": ["i4", "i7"]}
+Client = TestClient[Any]
 N_ITEMS, N_USERS = 200, 40
 ITEMS = pl.DataFrame(
     {
@@ -63,3 +71,30 @@ def make_retriever(seed: int = 0) -> tt.Retriever:
         users=tt.ParquetFeatures(users(seed), key="user_id"),
         metrics={"recall_at_10": 0.25},
     )
+
+
+def post(client: Client, body: object, path: str = "/recommend", status: int = 200) -> Any:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def same(found: list[dict[str, Any]], expected: Any) -> None:
+    """Ids, and scores bit for bit."""
+    assert [one["id"] for one in found] == expected["item_id"].to_list()
+    scores = np.array([one["score"] for one in found], dtype=np.float32)
+    assert scores.tobytes() == expected["score"].to_numpy().astype(np.float32).tobytes()
+
+
+def wait_for(condition: Any, seconds: float = 30.0) -> None:
+    """Until it holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def dropped(front: Any, reason: str) -> float:
+    value = front.instruments.registry.get_sample_value("twotower_dropped_total", {"reason": reason})
+    assert value is not None
+    return float(value)

@@ -61,6 +61,20 @@ def test_what_is_in_it_comes_back(retriever: tt.Retriever, tmp_path: Path) -> No
     assert not list((tmp_path / "bundle").rglob("*.p*kl*"))
 
 
+def test_a_bundle_may_leave_out_what_is_known_of_users(retriever: tt.Retriever, tmp_path: Path) -> None:
+    retriever.save(tmp_path / "bundle")
+    retriever.save(tmp_path / "bundle", users=False)
+    assert not [
+        f for f in (tmp_path / "bundle").rglob("*") if f.is_file() and b"gone" in f.read_bytes()
+    ]  # what was seen
+    again = tt.Retriever.load(tmp_path / "bundle")
+    assert answers(again).equals(answers(retriever))
+    with pytest.raises(ValueError, match=r"no feature store to look users up in: give .*Retriever.load\(..., users=\)"):
+        again.recommend_users([3])
+    brought = tt.Retriever.load(tmp_path / "bundle", users=tt.ParquetFeatures(USERS, key="user_id"))
+    assert brought.recommend_users([3, 5], k=4).equals(retriever.recommend_users([3, 5], k=4))
+
+
 def test_added_and_deleted_items_are_saved_too(tmp_path: Path) -> None:
     retriever = make(1)
     retriever.delete(["i3", "i29"])

@@ -16,7 +16,7 @@ from twotower.config.config import Config
 from twotower.data.inference import infer_columns
 from twotower.experiment.folder import Run
 from twotower.experiment.measuring import make_evaluator
-from twotower.experiment.recommending import _ids
+from twotower.experiment.recommending import Desk, _ids
 from twotower.experiment.run import encode, evaluate_run, fit_model, train_run
 from twotower.experiment.tables import read_interactions, read_tables
 from twotower.experiment.tuning import tune
@@ -374,6 +374,17 @@ def test_each_split_and_baseline_from_the_config_to_the_figures(tmp_path: Path, 
     assert [e.name for e in found] == ["model", *rivals]
     assert all(0 < e["recall_at_5"].mean < 1 for e in found)
     assert found[0].queries == tables.test["who"].n_unique()
+
+
+def test_a_bundle_without_users_is_still_asked_for_them_by_its_own_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, SMALL | {"history": {"length": 5}})
+    with_users = train_run(config, tmp_path / "with")
+    without = train_run(config.with_changes({"serving.users": False}), tmp_path / "without")
+    assert (with_users.folder / "bundle" / "users.sqlite").exists()
+    assert not list((without.folder / "bundle").rglob("users*"))
+    assert without.retriever().bundle.users is None
+    asked = [3, 7, 11]
+    assert Desk(without).recommend(asked, k=4).equals(Desk(with_users).recommend(asked, k=4))
 
 
 @pytest.mark.parametrize("encoder", ["gru", "transformer"])

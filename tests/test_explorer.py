@@ -3,12 +3,10 @@
 import html
 import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-import torch
 
 import twotower as tt
 from tests.explorer_world import COUNT, EVIL, IDS, ITEMS, ODD, USERS, odd_retriever, plain_retriever
@@ -19,8 +17,9 @@ pytest.importorskip("jinja2")
 from litestar import Litestar
 from litestar.testing import TestClient
 
+from tests.explorer_pages import Page, get, harmless, results
 from twotower.serving.explorer.routes import explorer_routes
-from twotower.serving.explorer.site import POLICY, address
+from twotower.serving.explorer.site import Site, address
 
 
 @pytest.fixture(scope="module")
@@ -30,71 +29,16 @@ def retriever() -> tt.Retriever:
 
 @pytest.fixture(scope="module")
 def client(retriever: tt.Retriever) -> Iterator[TestClient[Any]]:
-    with TestClient(Litestar(explorer_routes(lambda: retriever, lambda: "2026-11-29T11:53:00+00:00"))) as made:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site, lambda: "2026-11-29T11:53:00+00:00"))) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[TestClient[Any]]:
-    held = plain_retriever()
+    held = Site(plain_retriever())
     with TestClient(Litestar(explorer_routes(lambda: held))) as made:
         yield made
-
-
-class Page(HTMLParser):
-    """The text, links, fields and tags of a page."""
-
-    def __init__(self, answer: Any) -> None:
-        super().__init__()
-        self.status = answer.status_code
-        self.headers = answer.headers
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(answer.text)
-        self.text = " ".join(self.text.split())
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += f" {data}"
-
-    def all(self, tag: str, name: str) -> list[str]:
-        return [attributes[name] or "" for found, attributes in self.tags if found == tag and name in attributes]
-
-
-def get(client: TestClient[Any], path: str, status: int = 200, **params: Any) -> Page:
-    answer = client.get(f"/explore{path}", params=params or None, follow_redirects=True)
-    page = Page(answer)
-    assert page.status == status, (path, params, page.text[:600])
-    assert answer.headers["content-security-policy"] == POLICY
-    harmless(page)
-    return page
-
-
-def harmless(page: Page) -> None:
-    """Nothing runs, loads or is sent but what the explorer itself serves, under a policy without any exception."""
-    assert "unsafe" not in POLICY
-    scripts = page.all("script", "src")
-    assert len([tag for tag, _ in page.tags if tag == "script"]) == len(scripts) == 1
-    for tag, name in (("script", "src"), ("link", "href"), ("a", "href"), ("form", "action")):
-        for url in page.all(tag, name):
-            assert url.startswith(("/explore", "#", "data:,")), (tag, url)
-    assert not [tag for tag, _ in page.tags if tag in ("img", "iframe", "i", "u", "object", "style")]
-    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on") or name == "style"]
-
-
-def results(page: Page) -> list[str]:
-    """The addresses of the items in the list of results, in order."""
-    found, inside = [], False
-    for tag, attributes in page.tags:
-        inside = inside or (tag == "ol" and attributes.get("class") == "results")
-        if inside and tag == "div" and attributes.get("class") == "what":
-            found.append("")
-        elif inside and tag == "a" and found and not found[-1]:
-            found[-1] = attributes["href"] or ""
-    return found
 
 
 def test_the_first_page_says_what_the_bundle_holds(client: TestClient[Any], plain: TestClient[Any]) -> None:
@@ -196,98 +140,6 @@ def test_a_bundle_without_users_texts_and_history(plain: TestClient[Any]) -> Non
     assert "is of a map" not in get(plain, "/map").text
 
 
-def filtered(client: TestClient[Any], status: int = 200, **params: Any) -> Page:
-    return get(client, "/item/i0", status, k=200, **params)
-
-
-@pytest.mark.parametrize(
-    ("params", "keep"),
-    [
-        ({"in.genres": "Drama"}, lambda row: "Drama" in row["genres"]),
-        ({"in.genres": ["Drama", "<i>Noir</i>"]}, lambda row: {"Drama", "<i>Noir</i>"} & set(row["genres"])),
-        ({"min.year": "1960", "max.year": "1970.5"}, lambda row: row["year"] and 1960 <= row["year"] <= 1970),
-        ({"max.price": "1e0"}, lambda row: row["price"] <= 1),
-        ({"in.color": "true"}, lambda row: row["color"] is True),
-        ({"in.color": ["true", "false"]}, lambda row: row["color"] is not None),
-        ({"min.day": "2020-01-20"}, lambda row: row["day"].day >= 20),
-        ({"in.codes": "2"}, lambda row: 2 in row["codes"]),
-        ({"in.title": "Die Brücke"}, lambda row: row["title"] == "Die Brücke"),
-        (
-            {"in.a b/c": "x", "min.year": "1980"},
-            lambda row: row["a b/c"] == "x" and row["year"] and row["year"] >= 1980,
-        ),
-        ({"utm_source": "mail", "max.price": ""}, lambda row: True),
-    ],
-)
-def test_filters_are_the_list_with_the_others_struck_out(
-    client: TestClient[Any], retriever: tt.Retriever, params: dict[str, Any], keep: Any
-) -> None:
-    every = retriever.similar(["i0"], k=COUNT)
-    wanted = [row["item_id"] for row in every.iter_rows(named=True) if keep(row)]
-    page = filtered(client, **params)
-    assert wanted
-    assert results(page) == [address("/explore", "item", raw) for raw in wanted]
-
-
-@pytest.mark.parametrize(
-    ("params", "words"),
-    [
-        ({"min.year": "abc"}, "'abc' is no number"),
-        ({"min.year": "nan"}, "'nan' is no number"),
-        ({"min.year": "inf"}, "'inf' is no number"),
-        ({"min.year": "9" * 40}, "beyond 64 bits"),
-        ({"min.year": "9" * 5000}, ""),
-        ({"min.title": "a"}, "it holds no numbers or dates"),
-        ({"min.genres": "1"}, "it holds no numbers or dates"),
-        ({"in.color": "maybe"}, "'maybe' is neither true nor false"),
-        ({"min.day": "yesterday"}, "'yesterday' is no ISO date"),
-        ({"in.nope": "1"}, "unknown column 'nope'"),
-        ({"in.item_id": "i1"}, "unknown column 'item_id'"),
-        ({"in.vector": "0.5"}, "unknown column 'vector'"),
-        ({"in.<script>": "<img src=x>"}, "unknown column '<script>'"),
-        ({"k": "0"}, "'0' is no whole number from 1 to 200"),
-        ({"k": "201"}, "'201' is no whole number"),
-        ({"k": "-1"}, "'-1' is no whole number"),
-        ({"k": "١"}, "'١' is no whole number"),
-        ({"k": "1e9"}, "'1e9' is no whole number"),
-    ],
-)
-def test_hostile_filters_are_refused_in_words(client: TestClient[Any], params: dict[str, Any], words: str) -> None:
-    page = get(client, "/item/i0", 400, **params)
-    assert "This cannot be answered" in page.text
-    assert words in page.text
-    assert results(page) == []
-    page = get(client, "/user/u1", 400, **params)
-    assert words in page.text
-
-
-def test_filters_that_let_nothing_through_say_so(client: TestClient[Any]) -> None:
-    page = get(client, "/user/u1", **{"in.genres": "Polka"})
-    assert "the filters let none through" in page.text
-    assert "The filters let no other item through" in get(client, "/item/i0", **{"in.genres": "' OR 1=1"}).text
-
-
-def test_the_form_holds_what_the_address_says(client: TestClient[Any]) -> None:
-    page = get(client, "/user/u1", **{"in.genres": "<i>Noir</i>", "min.year": "1960", "k": 3, "seen": 1})
-    fields = [attributes for tag, attributes in page.tags if tag == "input"]
-    assert [f["type"] for f in fields if f.get("name") == "in.title"] == ["text"]  # of too many values to pick from
-    checked = {(f["name"], f["value"]) for f in fields if "checked" in f}
-    assert checked == {("in.genres", "<i>Noir</i>"), ("seen", "1")}
-    assert [f["value"] for f in fields if f.get("name") == "min.year"] == ["1960"]
-    assert [f["value"] for f in fields if f.get("name") == "k"] == ["3"]
-    ids = page.all("input", "id") + page.all("select", "id")
-    assert len(set(ids)) == len(ids)
-    assert set(ids) <= set(page.all("label", "for")), "a field without a label"
-
-
-def test_empty_fields_are_dropped_from_the_address(client: TestClient[Any]) -> None:
-    answer = client.get("/explore/item/a%2Fb?in.genres=Drama&min.year=&max.year=&k=5", follow_redirects=False)
-    assert answer.status_code == 302
-    assert answer.headers["location"] == "/explore/item/a%2Fb?in.genres=Drama&k=5"
-    answer = client.get("//evil.example/explore/search?q=", follow_redirects=False)
-    assert not answer.headers.get("location", "/").startswith("//")
-
-
 def test_search(client: TestClient[Any], plain: TestClient[Any]) -> None:
     page = get(client, "/search", q="brucke")
     assert "1 found." in page.text
@@ -352,35 +204,15 @@ def test_an_item_is_added_to_the_history_by_words(client: TestClient[Any]) -> No
     assert again.headers["location"].count("i1") == 1
 
 
-def test_the_map_is_made_once_and_tells_where_an_item_lies(client: TestClient[Any], retriever: tt.Retriever) -> None:
-    page = get(client, "/map")
-    assert page.all("select", "id") == ["color"]
-    for _ in range(600):
-        answer = client.get("/explore/map.json", params={"color": "genres", "item": "a/b"})
-        if answer.status_code == 200:
-            break
-    made = answer.json()
-    assert made["state"] == "ready"
-    assert len(made["x"]) == len(made["y"]) == len(made["titles"]) == len(made["urls"]) == COUNT
-    assert all(0 <= value <= 1 for value in made["x"] + made["y"])
-    at = made["focus"]["at"]
-    assert made["focus"]["own"]
-    assert made["titles"][at] == EVIL
-    assert made["urls"][at] == "/explore/item/a%2Fb"
-    by_name = dict(zip(made["urls"], (made["names"][group] for group in made["groups"]), strict=True))
-    assert by_name["/explore/item/a%2Fb"] == "War"  # the rarer of its two
-    assert by_name["/explore/item?id=.."] == "others"
-    assert made["names"][-1] == "others"
-    assert client.get("/explore/map.json", params={"item": "nothing"}).status_code == 404
-
-
 def test_another_bundle_is_shown_as_soon_as_it_serves(retriever: tt.Retriever) -> None:
-    held = [retriever]
+    held = [Site(retriever)]
     with TestClient(Litestar(explorer_routes(lambda: held[0]))) as client:
         assert f"items {COUNT}" in get(client, "").text
-        held[0] = plain_retriever()
+        other = plain_retriever()
+        held[0] = Site(other)
         assert "items 4" in get(client, "").text
-        held[0].delete([12])
+        other.delete([12])
+        held[0] = Site(other)
         assert "items 3" in get(client, "").text
         assert "No item has the id '12'" in get(client, "/item/12", 404).text
 
@@ -398,14 +230,16 @@ def test_static_files_are_kept_by_the_browser_until_they_change(client: TestClie
 
 
 def test_a_server_below_a_path_has_links_below_it(retriever: tt.Retriever) -> None:
-    with TestClient(Litestar(explorer_routes(lambda: retriever)), root_path="/films") as client:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site)), root_path="/films") as client:
         page = Page(client.get("/explore/item/i1"))
         links = page.all("a", "href") + page.all("script", "src") + page.all("form", "action")
         assert all(url.startswith(("/films/explore", "#")) for url in links), links
 
 
 def test_a_failure_is_told_in_words(retriever: tt.Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    with TestClient(Litestar(explorer_routes(lambda: retriever))) as client:
+    site = Site(retriever)
+    with TestClient(Litestar(explorer_routes(lambda: site))) as client:
         users = retriever.bundle.users
         assert users is not None
 
@@ -425,58 +259,6 @@ def test_addresses_come_back_as_the_id() -> None:
         assert quote(raw, safe="") in url or urlencode({"id": raw}) in url
     assert address("/explore", "item", -5) == "/explore/item/-5"
     assert address("", "user", "..") == "/user?id=.."
-
-
-def test_maps_are_the_same_every_time_and_place_what_they_do_not_draw(
-    retriever: tt.Retriever, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from twotower.serving.explorer import item_map
-
-    one, other = item_map.draw(retriever), item_map.draw(retriever)
-    assert one.how == "t-SNE"
-    assert (one.places == other.places).all()
-    monkeypatch.setattr(item_map, "OFTEN", 3)
-    monkeypatch.setattr(item_map, "SAMPLED", 9)
-    monkeypatch.setattr(item_map.importlib.util, "find_spec", lambda name: None)
-    made = item_map.ItemMap(retriever)
-    made.wait()
-    assert made.points is not None
-    assert made.points.how == "PCA"
-    ids = made.points.ids
-    assert len(set(ids)) == 12
-    assert set(retriever.bundle.preprocessor.vocabulary("item_id").head(3)) <= set(ids)
-    assert made.place_of(ids[5]) == (5, True)
-    away = next(raw for raw in IDS if raw not in ids)
-    units = torch.nn.functional.normalize(retriever.bundle.vectors, dim=1)
-    cosines = {raw: float(units[IDS.index(away)] @ units[IDS.index(raw)]) for raw in ids}
-    assert made.place_of(away) == (ids.index(max(cosines, key=cosines.__getitem__)), False)
-
-
-def test_principal_components_by_hand() -> None:
-    """Three points on a line: their distances stay, the second component is nothing; one point lies in the middle."""
-    from twotower.serving.explorer.item_map import principal, scaled
-
-    places = principal(torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
-    assert places[:, 0].tolist() == pytest.approx([-5, 0, 5])
-    assert places[:, 1].tolist() == pytest.approx([0, 0, 0], abs=1e-9)
-    assert scaled(places)[:, 0].tolist() == pytest.approx([0, 0.5, 1])
-    assert scaled(principal(torch.tensor([[1.0, 2.0]]))).tolist() == [[0.5, 0.5]]
-    assert principal(torch.tensor([[1.0], [3.0]]))[:, 0].tolist() == pytest.approx([-1, 1])
-
-
-def test_a_map_that_fails_says_so(retriever: tt.Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    from twotower.serving.explorer import item_map
-
-    def fail(held: object) -> None:
-        raise MemoryError("too many")
-
-    monkeypatch.setattr(item_map, "draw", fail)
-    with TestClient(Litestar(explorer_routes(lambda: retriever))) as client:
-        for _ in range(50):
-            answer = client.get("/explore/map.json").json()
-            if answer["state"] != "computing":
-                break
-        assert answer == {"state": "failed", "error": "MemoryError: too many"}
 
 
 def test_items_without_a_title_are_called_by_their_id(client: TestClient[Any]) -> None:

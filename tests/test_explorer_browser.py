@@ -21,7 +21,7 @@ from litestar import Litestar
 from playwright.sync_api import sync_playwright
 
 from twotower.serving.explorer.routes import explorer_routes
-from twotower.serving.explorer.site import address
+from twotower.serving.explorer.site import Site, address
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -36,8 +36,9 @@ def retriever() -> tt.Retriever:
 
 @pytest.fixture(scope="module")
 def server(retriever: tt.Retriever) -> Iterator[str]:
+    site = Site(retriever)
     config = uvicorn.Config(
-        Litestar(explorer_routes(lambda: retriever)), port=0, log_level="error", lifespan="off", ws="none"
+        Litestar(explorer_routes(lambda: site)), port=0, log_level="error", lifespan="off", ws="none"
     )
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run, daemon=True)

@@ -219,6 +219,48 @@ def test_a_read_only_store_goes_on_reading_the_file_that_it_opened(old_stays: bo
     assert tt.SQLiteFeatures(tmp_path / "copy.sqlite").look_up([3]).rows["age"].to_list() == [30]
 
 
+def test_every_thread_goes_on_with_the_file_that_takes_the_place_of_another(tmp_path: Path) -> None:
+    """Those that had asked before, and those that had not: nobody reads from one file and writes to another."""
+    file = tmp_path / "users.sqlite"
+    store = tt.SQLiteFeatures.create(file, {"user": [1, 2], "age": [30, 40]}, "user")
+    with ThreadPoolExecutor(1) as early, ThreadPoolExecutor(1) as late:
+        ask = lambda: store.look_up([1, 2, 3]).rows["age"].to_list()  # noqa: E731
+        assert early.submit(ask).result() == ask() == [30, 40, None]
+        tt.SQLiteFeatures.create(file, {"user": [2, 3], "age": [41, 50]}, "user")
+        assert early.submit(ask).result() == late.submit(ask).result() == ask() == [None, 41, 50]
+        tt.SQLiteFeatures.create(file, {"user": [2, 3], "age": [42, 51]}, "user")
+        early.submit(store.put, {"user": [1], "age": [31]}).result()
+        late.submit(store.remove, [2]).result()
+        assert early.submit(ask).result() == late.submit(ask).result() == ask() == [31, None, 51]
+        tt.SQLiteFeatures.create(file, {"user": [1], "height": [180]}, "user")
+        for thread in (early, late):
+            for use in (ask, lambda: store.put({"user": [1], "age": [1]}), ask):
+                with pytest.raises(ValueError, match="written anew with other columns than .*Open the store again"):
+                    thread.submit(use).result()
+        file.unlink()
+        with pytest.raises(ValueError, match="is gone"):
+            early.submit(ask).result()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_not_replaced_in_the_middle_of_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its journal would be rolled back into the new file."""
+    file = tmp_path / "users.sqlite"
+    store = tt.SQLiteFeatures.create(file, {"user": [1], "age": [30]}, "user")
+    monkeypatch.setattr("twotower.feature_stores.sqlite.PATIENCE", 0.05)
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        other.execute("UPDATE features SET age = 31")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            tt.SQLiteFeatures.create(file, {"user": [1], "age": [50]}, "user")
+        assert store.look_up([1]).rows["age"].to_list() == [30]
+        other.commit()
+    tt.SQLiteFeatures.create(file, {"user": [1], "age": [50]}, "user")
+    assert store.look_up([1]).rows["age"].to_list() == [50]
+    file.write_bytes(b"no database")
+    tt.SQLiteFeatures.create(file, {"user": [1], "age": [60]}, "user")
+    assert store.look_up([1]).rows["age"].to_list() == [60]
+
+
 def test_a_read_only_store_leaves_the_file_and_its_folder_alone(tmp_path: Path) -> None:
     """It takes no lock, so waits for none, and makes none of the files that SQLite keeps beside one that is written to."""
     file = tmp_path / "users.sqlite"
@@ -268,7 +310,7 @@ def test_other_columns_under_the_same_prefix_in_redis() -> None:
     for use in (lambda: old.look_up([1]), lambda: old.put({"user": [1], "age": [1], "seen": [[4]]}), lambda: len(old)):
         with pytest.raises(ValueError, match="written anew with other columns than .*Open the store again"):
             use()
-    assert len(client.keys()) == 2  # what the table is, and its row
+    assert len(client.keys()) == 4  # what the table is, its generation and lease, and its row
 
 
 def test_an_open_store_goes_on_with_a_new_table_of_the_same_columns_in_redis() -> None:
@@ -289,6 +331,42 @@ def test_a_failed_create_in_redis_leaves_the_older_table(monkeypatch: pytest.Mon
         patched.setattr(client, "getset", lambda *_: (_ for _ in ()).throw(ConnectionError()))
         tt.RedisFeatures.create(client, {"user": [1, 2], "age": [31, 32]}, "user")
     assert client.keys() == before
+    assert store.look_up([1]).rows["age"].to_list() == [30]
+
+
+def test_what_a_killed_create_left_in_redis_goes_once_its_lease_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1], "age": [30]}, "user")
+    with monkeypatch.context() as patched, pytest.raises(ConnectionError):
+        for broken in ("getset", "delete", "scan_iter"):
+            patched.setattr(client, broken, lambda *_, **__: (_ for _ in ()).throw(ConnectionError()))
+        tt.RedisFeatures.create(client, {"user": [1, 2], "age": [31, 32]}, "user")
+    (dead,) = {n.decode().split(":")[-1] for n in client.keys("*writing*")} - {store._generation}
+    rows = lambda: client.keys(f"*{dead}:*")  # noqa: E731
+    assert len(rows()) == 2
+    store.put({"user": [3], "age": [33]})
+    tt.RedisFeatures.create(client, {"user": [1], "age": [40]}, "user")
+    assert len(rows()) == 2  # it may be at work
+    client.delete(f"twotower:users/writing:{dead}")  # as an hour later
+    tt.RedisFeatures.create(client, {"user": [1], "age": [41]}, "user")
+    assert rows() == []
+    assert store.look_up([1]).rows["age"].to_list() == [41]
+    assert len(client.keys()) == 4
+
+
+def test_a_writer_that_lost_its_lease_publishes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows may have been taken for a dead one's."""
+    client = pytest.importorskip("fakeredis").FakeRedis()
+    store = tt.RedisFeatures.create(client, {"user": [1], "age": [30]}, "user")
+    mset = client.mset
+
+    def slow(rows: dict[str, str]) -> None:
+        mset(rows)
+        client.delete(*client.keys("*writing*"))
+
+    monkeypatch.setattr(client, "mset", slow)
+    with pytest.raises(ValueError, match="stood still for 3600 seconds"):
+        tt.RedisFeatures.create(client, {"user": [1], "age": [31]}, "user")
     assert store.look_up([1]).rows["age"].to_list() == [30]
 
 

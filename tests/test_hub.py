@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,29 @@ def test_the_card(retriever: tt.Retriever, api: Folders) -> None:
         f"twotower {tt.__version__}",
     ):
         assert text in body
+
+
+def test_what_is_known_of_users_stays_here_unless_asked_for(
+    retriever: tt.Retriever, api: Folders, tmp_path: Path
+) -> None:
+    store = tt.ParquetFeatures({"user_id": ["u1", "u2"], "seen": [[8675309], [1]]}, key="user_id")
+    origin = {"config": "s3://secret"}
+    bundle = replace(retriever.bundle, users=store, origin=origin)
+    tt.save_bundle(bundle, tmp_path / "bundle")
+    assert b"8675309" in (tmp_path / "bundle" / "users.sqlite").read_bytes()
+    tt.push_to_hub(tmp_path / "bundle", "me/films", license="other", api=api)
+    files = [f for f in (api.root / "me/films").rglob("*") if f.is_file()]
+    assert not [f.name for f in files if b"8675309" in f.read_bytes() or b"secret" in f.read_bytes()]
+    card = (api.root / "me/films/README.md").read_text()
+    assert "raw ids among them, of users too (`user_id`). It holds nothing else of users" in card
+    with pytest.raises(ValueError, match="no feature store"):
+        tt.load_from_hub("me/films", api=api).recommend_users(["u1"])
+    again = tt.load_from_hub("me/films", users=store, api=api)
+    assert 1 not in again.recommend_users(["u2"], k=11)["item_id"].to_list()
+
+    tt.push_to_hub(tmp_path / "bundle", "me/films", license="other", users=True, api=api)
+    assert "**It holds what is known of 2 users**" in (api.root / "me/films/README.md").read_text()
+    assert tt.load_from_hub("me/films", api=api).recommend_users(["u1"], k=1).height == 1
 
 
 def test_the_snippet_of_the_card_runs(

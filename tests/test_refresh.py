@@ -481,13 +481,14 @@ def test_without_a_table_of_items_new_ones_come_from_the_rows(tmp_path: Path) ->
     base = clicks(BASE, 0, moved=False).join(with_taste, on="what", how="left", maintain_order="left")
     data = {"interactions": str(written(base, tmp_path / "base.parquet"))}
     config = tt.Config.from_dict(CONFIG | {"data": CONFIG["data"] | data})
-    tt.train_run(config.with_changes({"training.epochs": 2}), tmp_path / "run")
+    tt.train_run(config.with_changes({"training.epochs": 2, "serving.users": False}), tmp_path / "run")
     night = clicks(NIGHT, BASE, moved=False, new=True).join(with_taste, on="what", how="left", maintain_order="left")
     found = tt.refresh(tmp_path / "run", written(night, tmp_path / "night.parquet"), rules=RULES)
     assert found.outcome == "published"
     assert len(tt.load_bundle(tmp_path / "run" / "bundle").items) == len(
         set(base["what"][: int(0.9 * BASE)]) | set(night["what"])
     )
+    assert tt.load_bundle(tmp_path / "run" / "bundle").users is None  # as the config wishes, every night
 
 
 def call(*arguments: object) -> tuple[int, str]:

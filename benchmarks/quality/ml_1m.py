@@ -91,6 +91,7 @@ LONG = {
     "full softmax, 14 epochs": replace(LADDER["full softmax"], epochs=14, dropout=0.2),
     "full softmax, 14 epochs, features": replace(LADDER["full softmax"], epochs=14, dropout=0.2, features=True),
     "full softmax, 30 epochs": replace(LADDER["full softmax"], epochs=30, dropout=0.2),
+    "full softmax, 30 epochs, features": replace(LADDER["full softmax"], epochs=30, dropout=0.2, features=True),
 }
 RUNGS = LADDER | LONG
 

@@ -2,7 +2,10 @@
 
 import datetime as dt
 import operator
+from decimal import Decimal
 
+import numpy as np
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given
@@ -30,6 +33,7 @@ FILMS = pl.DataFrame(
         "big": [2**60, 2**60 + 1, None, 0],
         "halves": pl.Series([[0.1], [0.25], [], None], dtype=pl.List(pl.Float32)),
         "unsigned": pl.Series([2**63, 1, None, 0], dtype=pl.UInt64),
+        "size": pl.Series(["S", "L", None, "M"], dtype=pl.Enum(["S", "M", "L"])),
     }
 )
 
@@ -74,6 +78,7 @@ FILMS = pl.DataFrame(
         ({"cost": {"in": [1, 3.0]}}, [0, 2]),
         ({"kind": "x"}, [0, 3]),
         ({"kind": "z"}, []),
+        ({"kind": {"gt": "x"}}, [1]),
         ({"half": 0.1}, [0]),
         ({"half": {"in": [0.1 * n for n in range(2, 12)]}}, [1, 2]),
         ({"big": 2**60 + 1}, [1]),
@@ -86,6 +91,16 @@ FILMS = pl.DataFrame(
         ({"unsigned": {"lt": 2**64 - 1}}, [0, 1, 3]),
         ({"unsigned": {"in": [2**63, *range(2, 20)]}}, [0]),
         ({"halves": 0.1}, [0]),
+        ({"size": {"gte": "M"}}, [1, 3]),  # in the Enum's order, not the alphabet's
+        ({"size": {"ne": "X"}}, [0, 1, 3]),
+        ({"cost": {"lt": 2.001}}, [0, 1]),
+        ({"cost": Decimal("2.00")}, [1]),
+        ({"cost": {"gt": 1e300}}, []),
+        ({"year": {"lt": Decimal("1990.5")}}, [3]),
+        ({"seen": {"gte": "2024-05-31T10:00:00.000000001Z"}}, [3]),
+        ({"seen": np.datetime64("2024-05-31T10:00:00.000000000")}, [0]),
+        ({"added": {"lt": "9999-12-31T23:59:59.999999999-23:59"}}, [0, 1, 3]),
+        ({"added": {"gte": "0001-01-01T00:00:00+23:59"}}, [0, 1, 3]),
     ],
 )
 def test_which_rows(asked: dict[str, object], rows: list[int]) -> None:
@@ -116,6 +131,58 @@ def test_numbers_against_a_loop(values, comparisons, among, dtype) -> None:  # t
     assert tt.Filter.parse({"x": {"in": among}}).mask(frame).tolist() == [v in among for v in values]
     outside = [v is not None and v not in among for v in values]
     assert tt.Filter.parse({"x": {"not_in": among}}).mask(frame).tolist() == outside
+
+
+STEPS = [-(10**9), -1001, -1000, -999, -1, 0, 1, 999, 1000, 1001, 10**9]
+NOON = 1_717_156_800 * 10**9  # 2024-05-31 12:00 in UTC
+
+
+@pytest.mark.parametrize("zone", [None, "Asia/Kathmandu"])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_nanoseconds_against_whole_numbers(name: str, zone: str | None) -> None:
+    column = (
+        pl.Series("x", [NOON + step for step in STEPS] + [None]).cast(pl.Datetime("ns")).dt.replace_time_zone("UTC")
+    )
+    column = column.dt.convert_time_zone(zone) if zone else column.dt.replace_time_zone(None)
+    frame = pl.DataFrame({"x": column, "list": column.to_frame().select(pl.concat_list("x")).to_series()})
+    for step in STEPS:
+        expected = [OPERATORS[name](other, step) for other in STEPS] + [False]
+        text = str(np.datetime64(NOON + step, "ns"))
+        local = pd.Timestamp(NOON + step, tz="UTC").tz_convert("America/New_York")
+        for asked in (text, text + "Z", np.datetime64(NOON + step, "ns"), pd.Timestamp(NOON + step), local):
+            assert tt.Filter.parse({"x": {name: asked}}).mask(frame).tolist() == expected
+        if name in ("eq", "ne"):
+            met = tt.Filter.parse({"list": {name: text}}).mask(frame).tolist()
+            assert met[:-1] == expected[:-1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pl.Series(STEPS).cast(pl.Datetime("ns")),
+        pl.Series(STEPS).cast(pl.Datetime("us", "Europe/Berlin")),
+        pl.Series(STEPS).cast(pl.Datetime("ms")),
+        pl.Series(range(19_000, 19_010)).cast(pl.Date),
+        pl.Series([Decimal("12345678901234567.89"), Decimal("12345678901234567.88"), Decimal("0.10"), Decimal("-0.1")]),
+        pl.Series([True, False]),
+        pl.Series(["b", "a", "Ä", "z", ""]),
+        pl.Series(["small", "medium", "large"], dtype=pl.Enum(["small", "medium", "large"])),
+        pl.Series([-(2**63), 2**63 - 1, 2**53, 2**53 + 1, 0]),
+        pl.Series([0, 2**64 - 1, 2**63, 2**63 - 1], dtype=pl.UInt64),
+        pl.Series([0.1, -0.0, 0.0, 1e30], dtype=pl.Float32),
+        pl.Series([0.1, 0.1 + 2**-56, -0.0, 0.0, 1e300]),
+    ],
+    ids=lambda column: str(column.dtype),
+)
+def test_every_type_as_polars_compares_it(column: pl.Series) -> None:
+    """Each value with each other; a missing one meets nothing."""
+    frame = pl.DataFrame({"x": column.extend_constant(None, 2)})
+    ordered = frame["x"].dtype != pl.Boolean
+    for value in column.drop_nulls().unique():
+        alone = pl.Series("y", [value], dtype=frame["x"].dtype)
+        for name in OPERATORS if ordered else ("eq", "ne"):
+            truth = frame.select(OPERATORS[name](pl.col("x"), pl.lit(alone).first()).fill_null(False)).to_series()
+            assert tt.Filter.parse({"x": {name: value}}).mask(frame).tolist() == truth.to_list(), (name, value)
 
 
 def test_equal_filters_are_equal() -> None:
@@ -162,7 +229,8 @@ def test_what_cannot_be_a_filter(asked: dict[str, object], message: str) -> None
         ({"on_sale": 1}, "of type Boolean, with 1: give a flag"),
         ({"added": "tomorrow"}, "attribute 'added' is a date, but 'tomorrow' is no ISO date"),
         ({"added": 20240531}, "give a time"),
-        ({"seen": "2024-05-31T10:00:00.0000005"}, "'seen' is compared by microseconds: .* is finer"),
+        ({"seen": "2024-05-31T10:00:00.0000000005"}, "'seen' is compared by nanoseconds, and the time given is finer"),
+        ({"size": {"gt": "X"}}, "attribute 'size' is an Enum: unknown category 'X': choose from 'L', 'M', 'S'"),
         ({"half": {"lt": 1e300}}, r"'half' is of type Float32, which holds no number as large as 1e\+300"),
         ({"big": {"lt": 2**63}}, "'big' is of type Int64, which holds no number as large as 9223372036854775808"),
     ],

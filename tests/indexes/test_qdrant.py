@@ -139,7 +139,15 @@ def test_what_qdrant_would_round_is_refused(values: pl.Series, message: str) -> 
 
 
 def test_conditions_that_qdrant_would_round_are_refused() -> None:
-    index = tt.QdrantIndex(VECTORS, KEYS, pl.DataFrame({"x": pl.Series([1, 2, 3], dtype=pl.UInt64)}))
-    for asked, message in (({"x": 2**63}, r"no numbers from 2\^63 on"), ({"x": {"gt": 2**53 + 1}}, "as floats")):
+    times = [dt.datetime(2024, 1, day) for day in (1, 2, 3)]
+    index = tt.QdrantIndex(VECTORS, KEYS, pl.DataFrame({"x": pl.Series([1, 2, 3], dtype=pl.UInt64), "time": times}))
+    for asked, message in (
+        ({"x": 2**63}, r"no numbers from 2\^63 on"),
+        ({"x": {"gt": 2**53 + 1}}, "as floats"),
+        (
+            {"time": {"gt": "2024-01-01T00:00:00.000000001"}},
+            "by microseconds, and what attribute 'time' is .* is finer",
+        ),
+    ):
         with pytest.raises(ValueError, match=message):
             index.search(VECTORS, 1, where=tt.Filter.parse(asked))

@@ -322,6 +322,11 @@ class Serving(Section):
         0.95,
         description="Of the 100 best, for people of the data; ivf and scann are set to reach it, hnsw warns if it does not.",
     )
+    users: bool = Field(
+        True,
+        description="Whether the bundle holds what is known of the users, by id: their features, histories and seen items. Without "
+        "it a bundle can be given away; whoever serves it by user id brings the store, `twotower serve --users`.",
+    )
 
 
 class Tune(Section):

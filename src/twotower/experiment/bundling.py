@@ -55,7 +55,9 @@ def save_run_bundle(
 ) -> None:
     """Write what serves the model, with what it was worth on the validation part."""
     index = _index(config, model, preprocessor, users)
-    Retriever(model, preprocessor, tables.items, index=index, users=users, metrics=metrics).save(folder)
+    Retriever(model, preprocessor, tables.items, index=index, users=users, metrics=metrics).save(
+        folder, users=config.serving.users
+    )
 
 
 def _index(config: Config, model: RetrievalModelV2, preprocessor: Preprocessor, users: ParquetFeatures) -> MakeIndex:

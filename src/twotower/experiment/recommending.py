@@ -1,10 +1,11 @@
-"""Recommendations for users of a run: what is known of them stands in its bundle."""
+"""Recommendations for users of a run: what is known of them stands in its bundle, or else in its tables."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
+from twotower.experiment.bundling import users_of
 from twotower.experiment.folder import Run
 from twotower.feature_stores.base import Features, FeatureStore
 from twotower.serving.queries import check_query
@@ -23,9 +24,8 @@ class Desk:
         self.config = run.config
         self.retriever = run.retriever()
         self.needed = self.retriever.query_columns
-        users = self.retriever.bundle.users
-        assert users is not None  # a run's bundle has them
-        self.users: FeatureStore = users
+        users, preprocessor = self.retriever.bundle.users, self.retriever.bundle.preprocessor
+        self.users: FeatureStore = users_of(self.config, run.tables(), preprocessor) if users is None else users
 
     def look_up(self, users: Sequence[object]) -> Features:
         """What is known of users: their columns and history, asked at the end of the data, and what they have seen.

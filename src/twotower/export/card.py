@@ -11,6 +11,7 @@ from twotower.encoder import Tower
 from twotower.evaluation import Estimate, Evaluation
 from twotower.schema import ColumnSchema
 from twotower.serving.retriever import Retriever
+from twotower.tags import Tags
 
 Measured = Evaluation | Mapping[str, float]
 NUMBER = ".4g"
@@ -24,11 +25,13 @@ def model_card(
     description: str = "",
     metrics: Measured | None = None,
     example: Mapping[str, object] | None = None,
+    users: int = 0,
 ) -> str:
     """README.md of a repository of models: Markdown, with the fields that the hub reads in front.
 
     Args:
         retriever, repo_id, license, description, metrics, example: as in push_to_hub.
+        users: how many users' features the repository holds.
 
     Raises:
         ValueError: the example is no query that the Retriever answers.
@@ -49,11 +52,25 @@ def model_card(
         f"## How good it is\n\n{_measured(metrics)}",
         f"## Load it\n\n{_snippet(repo_id, query)}",
         "The repository holds the towers, the items' vectors and display columns, and the preprocessor with its vocabularies: raw "
-        "ids among them. It holds no code and no pickle, and is checked against the checksums in manifest.json when it is "
-        "loaded.\n",
+        f"ids among them{_of_users(retriever)}. {_store(users)} It holds no code and no pickle, and is checked against the "
+        "checksums in manifest.json when it is loaded.\n",
         f"Written by twotower {library.__version__}.\n",
     ]
     return "\n".join(sections)
+
+
+def _of_users(retriever: Retriever) -> str:
+    query = retriever.bundle.model.query.schema
+    ids = [c.name for c in query if Tags.USER_ID in c.tags and "vocabulary" in c.properties]
+    return f", of users too ({_names(ids)})" if ids else ""
+
+
+def _store(users: int) -> str:
+    if users:
+        return (
+            f"**It holds what is known of {users:,} users**, by id: their features, and the items that they have seen."
+        )
+    return "It holds nothing else of users: questions by user id need a feature store, load_from_hub(..., users=)."
 
 
 def _made_up(retriever: Retriever) -> dict[str, object]:

@@ -17,6 +17,7 @@ from twotower.feature_stores.sqlite import SQLiteFeatures
 from twotower.files import PathLike
 
 AT_ONCE = 10_000
+LEASE = 3600  # seconds without a sign of life after which a writer counts as dead
 
 
 class RedisFeatures(FeatureStore):
@@ -49,8 +50,10 @@ class RedisFeatures(FeatureStore):
     def create(cls, client: Any, table: Source, key: str, prefix: str = "twotower:users") -> "RedisFeatures":
         """Write a table under a prefix, in place of an older one only when it is complete.
 
+        What a writer that was killed left is deleted by the first `create` that comes an hour later.
+
         Raises:
-            ValueError: ids that repeat or are missing, or columns that JSON cannot hold.
+            ValueError: ids that repeat or are missing, or columns that JSON cannot hold; an hour went by between two parts.
         """
         frame = read_table(table)
         check_key(frame, key)
@@ -58,15 +61,23 @@ class RedisFeatures(FeatureStore):
         connected = _connected(client)
         generation = uuid.uuid4().hex
         about = {"key": key, "schema": schema_to_text(frame.schema), "generation": generation}
+        lease = _lease(prefix, generation)
+        connected.set(lease, 1, ex=LEASE)
+        connected.sadd(f"{prefix}/generations", generation)
         try:
             for part in frame.iter_slices(AT_ONCE):
                 connected.mset(_texts(part, key, f"{prefix}/{generation}"))
+                if not connected.set(lease, 1, ex=LEASE, xx=True):
+                    raise ValueError(
+                        f"writing stood still for {LEASE} seconds and was given up. Write the table again."
+                    )
             before = connected.getset(f"{prefix}/about", json.dumps(about))
         except BaseException:
             _forget(connected, prefix, generation)
             raise
         if old := json.loads(before or "{}").get("generation"):
             _forget(connected, prefix, old)
+        _forget_the_dead(connected, prefix, generation)
         return cls(connected, prefix)
 
     def __len__(self) -> int:
@@ -159,6 +170,20 @@ def _forget(client: Any, prefix: str, generation: str) -> None:
     names = _names(client, prefix, generation)
     while part := list(itertools.islice(names, AT_ONCE)):
         client.delete(*part)
+    client.srem(f"{prefix}/generations", generation)
+    client.delete(_lease(prefix, generation))
+
+
+def _forget_the_dead(client: Any, prefix: str, now: str) -> None:
+    """Delete the rows of writers that were killed: neither in use nor, by their lease, at work."""
+    for name in client.smembers(f"{prefix}/generations"):
+        generation = name.decode() if isinstance(name, bytes) else name
+        if generation != now and not client.exists(_lease(prefix, generation)):
+            _forget(client, prefix, generation)
+
+
+def _lease(prefix: str, generation: str) -> str:
+    return f"{prefix}/writing:{generation}"
 
 
 def _connected(client: Any) -> Any:

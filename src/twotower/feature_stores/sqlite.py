@@ -1,8 +1,10 @@
 """Features in an SQLite file: larger than memory, readable by anything, updated while a server reads it."""
 
+import os
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,16 @@ from twotower.feature_stores.cells import Cell, check_storable, from_cells, sche
 from twotower.files import PathLike, written_aside
 
 AT_ONCE = 10_000  # rows turned into cells, and ids asked for, at a time
+PATIENCE = 10.0  # seconds that one who writes waits for another
 
 
 class SQLiteFeatures(FeatureStore):
     """A table of features in an SQLite file, one row for each id.
 
     Lists are JSON text, times whole numbers since 1970 and NaN the text "NaN" in the file, so that any SQLite client can read
-    them; `look_up` gives the types of the table that was written. Threads may share a store.
+    them; `look_up` gives the types of the table that was written. Threads may share a store. When `create` puts another file in
+    its place, all of them go on with that if it has the same columns, and raise if not. SQLite knows a file by its path: do not
+    replace one while several write to it, or one of them may fail with "disk I/O error"; `put` and `remove` have no such limit.
 
     Args:
         path: the file that `create` wrote.
@@ -47,12 +52,15 @@ class SQLiteFeatures(FeatureStore):
         if not self.path.is_file():
             raise ValueError(f"no feature store at {self.path}. SQLiteFeatures.create(path, table, key) writes one.")
         try:
-            # one for all threads, made now: SQLite opens by path alone, and later another file may stand there
-            self._shared = self._connect() if read_only else None
-            about = dict(self._ask("SELECT name, value FROM about"))
+            first = self._connect()
+            about = dict(first.execute("SELECT name, value FROM about"))
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{self.path} is no feature store ({error}). SQLiteFeatures.create writes one.") from error
         super().__init__(about["key"], schema_from_text(about["schema"]))
+        # one for all threads, made now: SQLite opens by path alone, and later another file may stand there
+        self._shared = first if read_only else None
+        if not read_only:
+            first.close()
 
     @classmethod
     def create(cls, path: PathLike, table: Source, key: str) -> "SQLiteFeatures":
@@ -69,7 +77,7 @@ class SQLiteFeatures(FeatureStore):
         frame = read_table(table)
         check_key(frame, key)
         check_storable(frame.schema)
-        with written_aside(path) as file:
+        with ExitStack() as until_replaced, written_aside(path) as file:
             database = sqlite3.connect(file)
             try:
                 database.execute("PRAGMA journal_mode = OFF")  # the file is new: a crash leaves nothing to mend
@@ -82,6 +90,7 @@ class SQLiteFeatures(FeatureStore):
                 database.commit()
             finally:
                 database.close()
+            until_replaced.enter_context(_nobody_writes(Path(path).resolve()))
         return cls(path)
 
     def __len__(self) -> int:
@@ -105,13 +114,13 @@ class SQLiteFeatures(FeatureStore):
     def put(self, table: Source) -> None:
         self._check_writable()
         frame = self.check_table(table)
-        with self._connection() as database:  # one transaction
+        with self._writing() as database:
             _insert(database, frame)
 
     def remove(self, ids: Sequence[RawId]) -> None:
         self._check_writable()
         checked = self._key_cells(self.check_ids(ids))
-        with self._connection() as database:
+        with self._writing() as database:
             database.executemany(f"DELETE FROM features WHERE {_quoted(self.key)} = ?", checked)
 
     def write_sqlite(self, path: PathLike) -> None:
@@ -134,16 +143,66 @@ class SQLiteFeatures(FeatureStore):
             return self._shared.execute(asked, values).fetchall()
 
     def _connection(self) -> sqlite3.Connection:
-        """This thread's own connection, to a store that may be written to."""
-        if not hasattr(self._threads, "connection"):
-            self._threads.connection = self._connect()
-        connection: sqlite3.Connection = self._threads.connection
-        return connection
+        """This thread's own connection to the file that stands at the path now, of a store that may be written to."""
+        held: tuple[tuple[int, int], sqlite3.Connection] | None = getattr(self._threads, "held", None)
+        while held is None or held[0] != self._file():
+            if held is not None:
+                held[1].close()
+            held = self._threads.held = (self._file(), self._connect())  # and again, if it is replaced in between
+            about = dict(held[1].execute("SELECT name, value FROM about"))
+            if about["key"] != self.key or schema_from_text(about["schema"]) != self.schema:
+                del self._threads.held
+                raise ValueError(
+                    f"{self.path} was written anew with other columns than {list(self.schema)}. Open the store again."
+                )
+        return held[1]
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction on the file that stands at the path; `create` puts no other there meanwhile."""
+        while True:
+            database = self._connection()
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                if self._threads.held[0] == self._file():
+                    yield database
+                    return
+
+    def _file(self) -> tuple[int, int]:
+        """Which file stands at the path."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            raise ValueError(f"the feature store {self.path} is gone. SQLiteFeatures.create writes one.") from None
+        return found.st_dev, found.st_ino
 
     def _connect(self) -> sqlite3.Connection:
         mode = "mode=ro&immutable=1" if self.read_only else "mode=rw"
         address = f"{self.path.as_uri()}?{mode}"
-        return sqlite3.connect(address, uri=True, timeout=10, check_same_thread=not self.read_only)
+        # by its own thread, or one at a time; dropped in any
+        return sqlite3.connect(address, uri=True, timeout=PATIENCE, check_same_thread=False, factory=_Connection)
+
+
+class _Connection(sqlite3.Connection):
+    """Closed with its thread, or with the store, when nobody holds it any more."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@contextmanager
+def _nobody_writes(path: Path) -> Iterator[None]:
+    """While another file takes the place of a store: the journal of a writer would be taken for the new file's."""
+    if not path.is_file() or os.name != "posix":  # elsewhere a file that is open cannot be replaced
+        yield
+        return
+    with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=PATIENCE)) as old:
+        try:
+            old.execute("BEGIN IMMEDIATE")
+        except sqlite3.DatabaseError as error:
+            if "locked" in str(error):
+                raise
+        yield  # what is no database, or cannot be written, nobody writes to
 
 
 def _insert(database: sqlite3.Connection, frame: pl.DataFrame) -> None:

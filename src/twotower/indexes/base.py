@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from twotower.errors import unknown
-from twotower.files import PathLike, folder_written_aside
+from twotower.files import PathLike, folder_written_aside, sha256_of
 from twotower.indexes.filters import DataType, Filter
 
-FORMAT = 1
+FORMAT = 2
 Json = Any
 Keys = Tensor | np.ndarray | Sequence[int]
 Found = tuple[Float[Tensor, "B K"], Int[Tensor, "B K"]]
@@ -27,7 +27,7 @@ class Index(ABC):
     """Candidates that a query vector can be compared with by inner product.
 
     Every kind is made as `Kind(vectors, keys, attributes, options of its own)`. A key is the candidate's number, int64, by
-    which results name it; without keys they are the rows, 0 to N-1. Attributes are what filters ask about.
+    which results name it, any but -1; without keys they are the rows, 0 to N-1. Attributes are what filters ask about.
 
     Attributes:
         dim: D, the width of the vectors.
@@ -75,7 +75,7 @@ class Index(ABC):
         k: int,
         *,
         exclude: Int[Tensor, "pairs 2"] | None = None,
-        only: Int[Tensor, "M"] | None = None,
+        only: Keys | None = None,
         where: Filter | None = None,
     ) -> Found:
         """The k candidates of the largest inner products, best first, and of equal ones those with the smaller keys.
@@ -92,13 +92,16 @@ class Index(ABC):
             the last places have score -inf and key -1.
 
         Raises:
-            ValueError: k out of range; queries of another width, or with nan or inf; a pair whose row is no query; a
-                filter that asks for what the candidates lack.
+            ValueError: k out of range; queries of another width, or with nan or inf, or so large that products with them
+                pass float32; a pair whose row is no query; a filter that asks for what the candidates lack.
         """
+        # scores are the same bit for bit however the caller's numbers lie in memory
+        queries = queries.detach().float().contiguous()
         self._check_queries(queries, k, exclude)
         if where is not None and self.attribute_types is None:
             raise ValueError("the index holds no attributes to filter by: give attributes when it is built.")
-        return self._search(queries.detach().float(), k, exclude, only, where)
+        among = None if only is None else torch.from_numpy(key_numbers(only))
+        return self._search(queries, k, exclude, among, where)
 
     @final
     def upsert(self, keys: Keys, vectors: Float[Tensor, "M D"], attributes: pl.DataFrame | None = None) -> None:
@@ -141,6 +144,8 @@ class Index(ABC):
         """Write a folder with index.json, whole or not at all, without pickle; it replaces an older one."""
         with folder_written_aside(path, "index.json") as folder:
             text = {"format": FORMAT, "kind": self.kind, "dim": self.dim, "count": len(self), **self._save(folder)}
+            files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
+            text["files"] = {file.relative_to(folder).as_posix(): sha256_of(file) for file in files}
             (folder / "index.json").write_text(json.dumps(text, indent=1))
 
     @classmethod
@@ -148,7 +153,7 @@ class Index(ABC):
         """Read what `save` wrote.
 
         Raises:
-            ValueError: no index at the path, or one of another kind or format.
+            ValueError: no index at the path, one of another kind or format, or a file that is missing or was changed.
         """
         index = cls.__new__(cls)
         index._restore(path)
@@ -160,9 +165,16 @@ class Index(ABC):
         if text["kind"] != self.kind:
             raise ValueError(f"{path} holds an index of kind {text['kind']!r}, not {self.kind!r}: use load_index.")
         self.dim = text["dim"]
+        for name, digest in text["files"].items():
+            file = Path(path) / name
+            if not file.is_file() or sha256_of(file) != digest:
+                state = "was changed or cut short" if file.is_file() else "is missing"
+                raise ValueError(f"the index at {path} is damaged: {name} {state}. Save it again.")
         try:
             self._load(Path(path), text)
-        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        except (ValueError, ImportError):
+            raise
+        except Exception as error:
             raise ValueError(
                 f"the index at {path} is damaged: {type(error).__name__}, {error}. Save it again."
             ) from error
@@ -204,22 +216,31 @@ class Index(ABC):
             )
         if not bool(torch.isfinite(queries).all()):
             raise ValueError("queries hold nan or inf: look for it in the query tower's inputs and weights.")
-        if (
-            exclude is not None
-            and len(exclude)
-            and not 0 <= int(exclude[:, 0].min()) <= int(exclude[:, 0].max()) < len(queries)
-        ):
+        if exclude is None or not len(exclude):
+            return
+        if exclude.ndim != 2 or exclude.shape[1] != 2 or exclude.is_floating_point():
+            raise ValueError(
+                f"exclude must be (pairs, 2) whole numbers, query row and key, got {tuple(exclude.shape)} of {exclude.dtype}."
+            )
+        if not 0 <= int(exclude[:, 0].min()) <= int(exclude[:, 0].max()) < len(queries):
             raise ValueError(f"exclude names query rows out of range: there are {len(queries)} queries.")
 
 
-def key_array(keys: Keys) -> np.ndarray:
-    """Keys as (N,) int64, all different."""
+def key_numbers(keys: Keys) -> np.ndarray:
+    """Keys as (N,) int64; ValueError for what are no integers of 64 bits."""
     numbers = keys.cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys)
     if numbers.size == 0:
         return np.zeros(0, dtype=np.int64)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or (numbers.dtype == np.uint64 and numbers.max() >= 2**63):
         raise ValueError(f"keys must be (N,) integers of 64 bits, got shape {numbers.shape} of {numbers.dtype}.")
-    numbers = numbers.astype(np.int64)
+    return numbers.astype(np.int64)
+
+
+def key_array(keys: Keys) -> np.ndarray:
+    """Keys of candidates as (N,) int64, all different, and none of them -1."""
+    numbers = key_numbers(keys)
+    if (numbers == -1).any():
+        raise ValueError("no candidate can have the key -1, which stands for none in results. Give it another.")
     repeated = len(numbers) - len(np.unique(numbers))
     if repeated:
         raise ValueError(f"keys must be different: {repeated} of {len(numbers)} repeat.")
@@ -277,10 +298,10 @@ def read_index_json(path: PathLike) -> dict[str, Json]:
         text: dict[str, Json] = json.loads(file.read_text())
     except ValueError as error:
         raise ValueError(f"{file} is damaged: it was changed or cut short ({error}). Save the index again.") from error
-    kinds = {"kind": str, "dim": int, "count": int}
+    if isinstance(text, dict) and text.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}. Save the index again.")
+    kinds = {"format": int, "kind": str, "dim": int, "count": int, "files": dict}
     wrong = not isinstance(text, dict) or any(type(text.get(name)) is not kind for name, kind in kinds.items())
-    if wrong or "format" not in text:
-        raise ValueError(f"{file} is damaged: it must say format, kind, dim and count. Save the index again.")
-    if text["format"] != FORMAT:
-        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}.")
+    if wrong:
+        raise ValueError(f"{file} is damaged: it must say format, kind, dim, count and files. Save the index again.")
     return text

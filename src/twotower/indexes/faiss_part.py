@@ -11,6 +11,7 @@ from twotower.indexes.local import Allowed
 
 # the largest numbers of float32, nearly, and of half precision
 FLOAT32, HALF = 3e38, 65_504
+AT_ONCE = 65_536  # vectors brought to scale, and put into a structure, at a time
 
 
 def load_faiss(who: str) -> Any:
@@ -21,21 +22,41 @@ def load_faiss(who: str) -> Any:
 def selector(faiss: Any, allowed: Allowed) -> Any:
     """The slots that may come, as faiss asks for them in the middle of a search."""
     if "selector" not in allowed.notes:
-        bits = np.packbits(allowed.mask(), bitorder="little")
-        allowed.notes["selector"] = faiss.IDSelectorBitmap(bits)
-        allowed.notes["bits"] = bits  # which the selector only points to
+        allowed.notes["selector"] = faiss.IDSelectorBitmap(np.packbits(allowed.mask(), bitorder="little"))
     return allowed.notes["selector"]
 
 
-def scale_of(vectors: Tensor) -> float:
-    """What brings the largest number to 1: half precision holds up to 65,504 and loses digits below 0.0001."""
-    largest = float(vectors.abs().max()) if len(vectors) else 0.0
-    return 1 / largest if largest > 1 / FLOAT32 else 1.0  # vectors of nothing but zeros need none
+class HalfCodes:
+    """A faiss structure of half-precision codes, which loses digits of numbers below 0.0001 and holds none above 65,504.
+
+    Args:
+        structure: of faiss.
+        scale: what vectors are multiplied by, so that they fit.
+    """
+
+    def __init__(self, structure: Any, scale: float) -> None:
+        self.structure = structure
+        self.scale = float(scale)
+
+    @classmethod
+    def of(cls, structure: Any, vectors: Tensor) -> "HalfCodes":
+        """The codes of vectors in an empty structure, at the scale that brings their largest number to 1."""
+        largest = _largest(vectors)
+        codes = cls(structure, 1 / largest if largest > 1 / FLOAT32 else 1.0)  # nothing but zeros needs none
+        codes.add(vectors)
+        return codes
+
+    def add(self, vectors: Tensor) -> bool:
+        """Put in vectors that come after the others; False, with nothing put in, if half precision does not hold them."""
+        if _largest(vectors) * self.scale > HALF:
+            return False
+        for part in vectors.split(AT_ONCE):
+            self.structure.add((part * self.scale).numpy())
+        return True
 
 
-def fits(vectors: Tensor, scale: float) -> bool:
-    """Whether half precision holds the vectors at a scale that was chosen for others."""
-    return float(vectors.abs().max()) * scale <= HALF
+def _largest(vectors: Tensor) -> float:
+    return float(vectors.abs().max()) if len(vectors) else 0.0
 
 
 def search_lists(
@@ -66,6 +87,18 @@ def write(faiss: Any, structure: Any, folder: Path) -> None:
     faiss.write_index(structure, str(folder / "structure.faiss"))
 
 
-def read(faiss: Any, folder: Path) -> Any:
-    """What `write` wrote."""
-    return faiss.read_index(str(folder / "structure.faiss"))
+def read(faiss: Any, folder: Path, kind: str, dim: int, count: int) -> Any:
+    """What `write` wrote.
+
+    Raises:
+        ValueError: the file holds another class of structure, or other vectors than `count` of width `dim`.
+    """
+    file = folder / "structure.faiss"
+    found = faiss.read_index(str(file))
+    held = (type(found).__name__, found.ntotal, found.d, found.metric_type)
+    if held != (kind, count, dim, faiss.METRIC_INNER_PRODUCT):
+        raise ValueError(
+            f"{file} is damaged: it holds a {held[0]} of {held[1]} vectors of width {held[2]} for metric "
+            f"{held[3]}, not {kind} of {count} of width {dim} for inner products. Save the index again."
+        )
+    return found

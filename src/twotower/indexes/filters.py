@@ -5,6 +5,8 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import polars as pl
 from twotower.errors import unknown
 
 DataType = Any  # of Polars; its classes and instances both serve
-Scalar = str | bool | int | float | dt.date | dt.datetime
+Scalar = str | bool | int | float | Decimal | dt.date | dt.datetime
 COMPARISONS: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
     "eq": lambda column, value: column == value,
     "ne": lambda column, value: column != value,
@@ -27,7 +29,10 @@ OPERATORS = (*COMPARISONS, *SETS)
 NEGATIONS = {"ne": "eq", "not_in": "in"}
 RANGES = ("gt", "gte", "lt", "lte")
 INT64, UINT64 = range(-(2**63), 2**63), range(2**64)
-SUB_MICROSECOND = re.compile(r"[.,]\d{6}\d")
+FRACTION = re.compile(r"(.{8}.\d{6}|.{10}.\d\d:\d\d:\d\d)[.,](\d+)(.*)")  # of a second, in an ISO text
+NANOSECONDS = {"ms": 10**6, "us": 1000, "ns": 1}
+DAY = 86_400 * 10**9
+BEYOND = 10**38  # what is larger than every number of a column
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,12 @@ def _condition(column: str, operator: str, value: object) -> Condition:
 
 def _scalar(value: object, where: str) -> Scalar:
     if isinstance(value, np.generic):
-        value = value.item()
+        value = str(value) if isinstance(value, np.datetime64) else value.item()
     if value is None:
         raise ValueError(f"{where}: a missing value meets no condition, so there is nothing to compare with None.")
-    if not isinstance(value, (str, bool, int, float, dt.date)):
+    if not isinstance(value, (str, bool, int, float, Decimal, dt.date)):
         raise ValueError(f"{where}: values are texts, numbers, true or false, or dates, got a {type(value).__name__}.")
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, (float, Decimal)) and not math.isfinite(value):
         raise ValueError(f"{where}: {value} cannot be compared with.")
     if isinstance(value, int) and value not in INT64 and value not in UINT64:
         raise ValueError(f"{where}: {value} is beyond 64 bits.")
@@ -149,7 +154,7 @@ def kind_of(value: Scalar) -> str:
         return "flag"
     if isinstance(value, str):
         return "text"
-    return "number" if isinstance(value, (int, float)) else "time"
+    return "number" if isinstance(value, (int, float, Decimal)) else "time"
 
 
 def column_kind(dtype: DataType) -> str:
@@ -167,7 +172,7 @@ def column_kind(dtype: DataType) -> str:
 
 
 def checked(condition: Condition, attributes: pl.DataFrame) -> tuple[str, list[Any]]:
-    """The column's kind and the condition's values as the column can be compared with them: ISO texts become datetimes.
+    """The column's kind and the condition's values as the column can be compared with them: times in nanoseconds since 1970.
 
     Raises:
         ValueError: the column is not there, or of another kind than the values.
@@ -197,55 +202,59 @@ def checked(condition: Condition, attributes: pl.DataFrame) -> tuple[str, list[A
     innermost = dtype.inner if kind != inner else dtype  # type: ignore[attr-defined]
     if inner == "number":
         return kind, [_number(value, name, pl.Series(dtype=innermost).dtype) for value in condition.values]
+    if (
+        isinstance(innermost, pl.Enum)
+        and condition.operator in RANGES
+        and condition.values[0] not in innermost.categories
+    ):
+        asked, known = str(condition.values[0]), innermost.categories.to_list()
+        raise ValueError(f"attribute {name!r} is an Enum: {unknown('category', asked, known)}")
     return kind, [_time(value, name) for value in condition.values] if inner == "time" else list(condition.values)
 
 
-def _number(value: Any, column: str, dtype: DataType) -> int | float:
-    """As the column would hold it: 0.1 is another number in Float32 than in Float64."""
+def _number(value: Any, column: str, dtype: DataType) -> int | float | Decimal:
+    """As the column would hold it: 0.1 is another number in Float32 than in Float64, and a tenth in Decimal."""
     if dtype.is_float():
         held = float(pl.Series([float(value)], dtype=pl.Float64).cast(dtype)[0])
         if not math.isfinite(held):
             raise ValueError(f"attribute {column!r} is of type {dtype}, which holds no number as large as {value}.")
         return held
     if not dtype.is_integer():
-        return float(value)
-    if isinstance(value, float) and value.is_integer():
+        return Decimal(str(value))
+    if not isinstance(value, int) and value == int(value):
         value = int(value)
     if isinstance(value, int) and value not in INT64 and not (dtype == pl.UInt64 and value in UINT64):
         raise ValueError(f"attribute {column!r} is of type {dtype}, which holds no number as large as {value}.")
-    number: int | float = value
+    number: int | float | Decimal = value
     return number
 
 
-def _time(value: Any, column: str) -> dt.datetime:
-    """In UTC and without a zone; a date is its midnight."""
-    if isinstance(value, str) and SUB_MICROSECOND.search(value):
-        raise ValueError(f"attribute {column!r} is compared by microseconds: {value!r} is finer.")
+def _time(value: Any, column: str) -> int:
+    """Nanoseconds since 1970 in UTC, which a time without a zone is in; a date is its midnight."""
+    finer = getattr(value, "nanosecond", 0)  # of pandas
+    if isinstance(value, str):
+        value, finer = _without_fraction(value)
     try:
         when = dt.datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
     except ValueError:
         raise ValueError(
             f"attribute {column!r} is a date, but {value!r} is no ISO date such as '2024-05-31'."
         ) from None
+    if finer is None:
+        raise ValueError(f"attribute {column!r} is compared by nanoseconds, and the time given is finer.")
     if not isinstance(when, dt.datetime):
-        return dt.datetime(when.year, when.month, when.day)
-    return when if when.tzinfo is None else when.astimezone(dt.timezone.utc).replace(tzinfo=None)
+        when = dt.datetime(when.year, when.month, when.day)
+    since = when.replace(tzinfo=None) - dt.datetime(1970, 1, 1) - (when.utcoffset() or dt.timedelta())
+    return since // dt.timedelta(microseconds=1) * 1000 + finer
 
 
-def _plain(column: pl.Expr, dtype: DataType, kind: str) -> pl.Expr:
-    """A column, or the elements of a list column, as values that compare as the filter says."""
-    if kind == "time":
-        if isinstance(dtype, pl.Datetime) and dtype.time_zone is not None:
-            column = column.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
-        return column.cast(pl.Datetime("us"))
-    if kind == "text":
-        return column.cast(pl.String)
-    if kind == "flag":
-        return column
-    if dtype.is_float():
-        return column.fill_nan(None)  # which would compare as larger than anything
-    # small integers would not hold what they are compared with
-    return column if dtype == pl.UInt64 else column.cast(pl.Int64 if dtype.is_integer() else pl.Float64)
+def _without_fraction(text: str) -> tuple[str, int | None]:
+    """An ISO text without its fraction of a second, and that in nanoseconds; None if it is finer."""
+    found = FRACTION.fullmatch(text)
+    if found is None:
+        return text, 0
+    digits = found[2].rstrip("0")
+    return found[1] + found[3], int(digits.ljust(9, "0")) if len(digits) <= 9 else None
 
 
 def _expression(condition: Condition, attributes: pl.DataFrame) -> pl.Expr:
@@ -254,33 +263,47 @@ def _expression(condition: Condition, attributes: pl.DataFrame) -> pl.Expr:
     if kind == "null":
         return column.is_not_null()
     if not kind.startswith("list of "):
-        return _compared(_plain(column, dtype, kind), condition.operator, values, dtype)
+        return _compared(column, condition.operator, values, dtype)
     inner = pl.Series(dtype=dtype.inner).dtype  # type: ignore[attr-defined]
     lists = column.cast(pl.List(inner)) if isinstance(dtype, pl.Array) else column
     asked = NEGATIONS.get(condition.operator, condition.operator)
-    element = _compared(_plain(pl.element(), inner, kind.removeprefix("list of ")), asked, values, inner)
-    holds = lists.list.eval(element.fill_null(False)).list.any()
+    holds = lists.list.eval(_compared(pl.element(), asked, values, inner).fill_null(False)).list.any()
     return ~holds if condition.operator in NEGATIONS else holds
 
 
 def _compared(column: pl.Expr, operator: str, values: list[Any], dtype: DataType) -> pl.Expr:
-    literals = [pl.lit(value, dtype=_literal_type(value, dtype)) for value in values]
-    if operator not in SETS:
-        return COMPARISONS[operator](column, literals[0])
-    if len(values) > 8:
-        if dtype.is_integer():
-            values = [value for value in values if isinstance(value, int) and (value >= 0 or dtype != pl.UInt64)]
-        met = column.is_in(pl.Series(values, dtype=dtype if dtype.is_float() or dtype == pl.UInt64 else None).implode())
-    else:  # one by one, where integers and halves compare as numbers
-        met = column.is_null() & False
-        for literal in literals:
-            met = met | (column == literal)
+    """A column, or the elements of a list column, with values that `checked` gave."""
+    ranked = isinstance(dtype, pl.Enum) and operator in RANGES
+    if ranked or dtype.is_integer() or dtype.is_decimal() or isinstance(dtype, (pl.Date, pl.Datetime)):
+        return _compared_exactly(column.to_physical().cast(pl.Int128), operator, [_units(v, dtype) for v in values])
+    kept: Any = dtype if dtype.is_float() or dtype == pl.Boolean else pl.String
+    # nan would compare as larger than anything
+    column = column.fill_nan(None) if dtype.is_float() else column.cast(kept)
+    if operator in SETS:
+        return _among(column, pl.Series(values, dtype=kept), operator)
+    return COMPARISONS[operator](column, pl.lit(values[0], dtype=kept))
+
+
+def _compared_exactly(column: pl.Expr, operator: str, values: list[Fraction]) -> pl.Expr:
+    """A column of whole numbers with any numbers: none of it lies between two that follow each other."""
+    if operator in RANGES:
+        below = max(-BEYOND, min(math.floor(values[0]), BEYOND))
+        if below != values[0]:
+            operator = "gt" if operator in ("gt", "gte") else "lte"
+        return COMPARISONS[operator](column, pl.lit(below, dtype=pl.Int128))
+    whole = [int(value) for value in values if value.denominator == 1 and abs(value) < BEYOND]
+    return _among(column, pl.Series(whole, dtype=pl.Int128), "not_in" if operator in NEGATIONS else "in")
+
+
+def _among(column: pl.Expr, values: pl.Series, operator: str) -> pl.Expr:
+    met = column.is_in(values.implode())
     return met if operator == "in" else ~met & column.is_not_null()
 
 
-def _literal_type(value: object, dtype: DataType) -> DataType | None:
-    """Of a condition's value, where the column's type is not what Polars takes by itself."""
-    if dtype.is_float():
-        return dtype
-    # as Int64 or a float, it would be rounded
-    return pl.UInt64 if dtype == pl.UInt64 and isinstance(value, int) and value >= 0 else None
+def _units(value: Any, dtype: DataType) -> Fraction:
+    """A value in what the column counts: days, nanoseconds, hundredths, places in an Enum's order."""
+    if isinstance(dtype, pl.Enum):
+        return Fraction(dtype.categories.to_list().index(value))
+    if isinstance(dtype, (pl.Date, pl.Datetime)):
+        return Fraction(value, NANOSECONDS[dtype.time_unit] if isinstance(dtype, pl.Datetime) else DAY)
+    return Fraction(value) * (10**dtype.scale if isinstance(dtype, pl.Decimal) else 1)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
-from twotower.indexes.faiss_part import fits, load_faiss, read, scale_of, selector, write
+from twotower.indexes.faiss_part import HalfCodes, load_faiss, read, selector, write
 from twotower.indexes.local import Allowed, LocalIndex, wider
 
 
@@ -20,7 +20,8 @@ class FlatIndex(LocalIndex):
     """Every candidate, from 16-bit codes, half the memory traffic of ExactIndex on a CPU; the best compared in float32.
 
     Rounding to 16 bits moves a score by about 2^-11 of it; k/8 + 8 candidates more than asked for are compared again, which
-    leaves next to none of the best out. Needs faiss: pip install 'twotower[index]'.
+    leaves next to none of the best out, unless some vectors are a million times as long as the others. Needs faiss:
+    pip install 'twotower[index]'.
 
     Args:
         vectors, keys, attributes: as of every index.
@@ -49,14 +50,9 @@ class FlatIndex(LocalIndex):
         super().__init__(vectors, keys, attributes)
 
     def _build(self) -> None:
-        faiss, vectors = self._faiss, self.rows.vectors
-        self._scale = scale_of(vectors)
-        self._codes = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
-        self._add(vectors)
-
-    def _add(self, vectors: Tensor) -> None:
-        for part in vectors.split(65_536):
-            self._codes.add((part * self._scale).numpy())
+        faiss = self._faiss
+        structure = faiss.IndexScalarQuantizer(self.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        self._codes = HalfCodes.of(structure, self.rows.vectors)
 
     def _find(self, queries: Tensor, k: int, seen: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
         faiss = self._faiss
@@ -64,31 +60,28 @@ class FlatIndex(LocalIndex):
             allowed = self._alive()
         width = min(wider(k + seen), self.rows.used)
         if allowed is None:
-            return self._codes.search(queries.numpy(), width)[1]
+            return self._codes.structure.search(queries.numpy(), width)[1]
         chosen = faiss.SearchParameters(sel=selector(faiss, allowed))
-        return self._codes.search(queries.numpy(), width, params=chosen)[1]
+        return self._codes.structure.search(queries.numpy(), width, params=chosen)[1]
 
     def _added(self, slots: np.ndarray) -> None:
-        vectors = self.rows.vectors[int(slots[0]) :]
-        if fits(vectors, self._scale):
-            self._add(vectors)
-        else:
+        if not self._codes.add(self.rows.vectors[int(slots[0]) :]):
             self._renew()
 
     def _left(self, slots: np.ndarray) -> None:
         pass
 
     def _structure_bytes(self) -> int:
-        return int(self._codes.ntotal * self._codes.code_size)
+        return 2 * self.dim * self.rows.used
 
     def _write(self, folder: Path) -> Mapping[str, Json]:
-        write(self._faiss, self._codes, folder)
-        return {"scale": self._scale}
+        write(self._faiss, self._codes.structure, folder)
+        return {"scale": self._codes.scale}
 
     def _read(self, folder: Path, text: Mapping[str, Json]) -> None:
         self._faiss = load_faiss("FlatIndex")
-        self._codes = read(self._faiss, folder)
-        self._scale = text["scale"]
+        structure = read(self._faiss, folder, "IndexScalarQuantizer", self.dim, self.rows.used)
+        self._codes = HalfCodes(structure, text["scale"])
 
     def _device(self, asked: torch.device) -> torch.device:
         return torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from twotower.errors import explain_options
 from twotower.indexes.base import Json, Keys
-from twotower.indexes.faiss_part import fits, load_faiss, read, scale_of, selector, write
+from twotower.indexes.faiss_part import HalfCodes, load_faiss, read, selector, write
 from twotower.indexes.local import Allowed, LocalIndex, wider
 from twotower.indexes.recall import nearest, recall_of, sample_queries, warn_of_low_recall
 
@@ -78,16 +78,10 @@ class HNSWIndex(LocalIndex):
         return recall
 
     def _build(self) -> None:
-        faiss, vectors = self._faiss, self.rows.vectors
-        self._scale = scale_of(vectors)
-        self._graph = faiss.IndexHNSWSQ(
-            self.dim, faiss.ScalarQuantizer.QT_fp16, self.neighbors, faiss.METRIC_INNER_PRODUCT
-        )
-        self._graph.hnsw.efConstruction = self.ef_construction
-        self._add(vectors)
-
-    def _add(self, vectors: Tensor) -> None:
-        self._graph.add((vectors * self._scale).numpy())
+        faiss = self._faiss
+        graph = faiss.IndexHNSWSQ(self.dim, faiss.ScalarQuantizer.QT_fp16, self.neighbors, faiss.METRIC_INNER_PRODUCT)
+        graph.hnsw.efConstruction = self.ef_construction
+        self._graph = HalfCodes.of(graph, self.rows.vectors)
 
     def _find(self, queries: Tensor, k: int, seen: int, allowed: Allowed | None) -> Int[np.ndarray, "B W"]:
         count = self.rows.count if allowed is None else len(allowed)
@@ -99,30 +93,33 @@ class HNSWIndex(LocalIndex):
             efSearch=min(max(looked_at, width), self.rows.used),
             **({} if allowed is None else {"sel": selector(self._faiss, allowed)}),
         )
-        return self._graph.search(queries.numpy(), width, params=chosen)[1]
+        return self._graph.structure.search(queries.numpy(), width, params=chosen)[1]
 
     def _added(self, slots: np.ndarray) -> None:
-        vectors = self.rows.vectors[int(slots[0]) :]
-        if fits(vectors, self._scale):
-            self._add(vectors)
-        else:
+        if not self._graph.add(self.rows.vectors[int(slots[0]) :]):
             self._renew()
 
     def _left(self, slots: np.ndarray) -> None:
         pass
 
     def _structure_bytes(self) -> int:
-        links = self._graph.hnsw.neighbors.size() * 4 + self._graph.hnsw.offsets.size() * 8
-        return int(self._graph.ntotal * self._graph.storage.sa_code_size() + links)
+        links = self._graph.structure.hnsw
+        return int(2 * self.dim * self.rows.used + links.neighbors.size() * 4 + links.offsets.size() * 8)
 
     def _write(self, folder: Path) -> Mapping[str, Json]:
-        write(self._faiss, self._graph, folder)
-        return {"scale": self._scale, "measured_recall": self.measured_recall}
+        write(self._faiss, self._graph.structure, folder)
+        return {"scale": self._graph.scale, "measured_recall": self.measured_recall}
 
     def _read(self, folder: Path, text: Mapping[str, Json]) -> None:
         self._faiss = load_faiss("HNSWIndex")
-        self._graph = read(self._faiss, folder)
-        self._scale, self.measured_recall = text["scale"], text["measured_recall"]
+        structure = read(self._faiss, folder, "IndexHNSWSQ", self.dim, self.rows.used)
+        links = self._faiss.vector_to_array(structure.hnsw.neighbors)
+        if len(links) and not -1 <= links.min() <= links.max() < self.rows.used:
+            raise ValueError(
+                f"the graph in {folder} is damaged: it links to candidates that are not there. Save the index again."
+            )
+        self._graph = HalfCodes(structure, text["scale"])
+        self.measured_recall = text["measured_recall"]
 
     def _device(self, asked: torch.device) -> torch.device:
         return torch.device("cpu")

@@ -150,19 +150,23 @@ class IVFIndex(LocalIndex):
 
     def _left(self, slots: np.ndarray) -> None:
         if len(slots):
-            self._lists.remove_ids(slots)
-            self._note_lists()
+            self._lists.remove_ids(slots)  # which list they were in is not asked any more
 
     def _note_lists(self) -> None:
         """Which list each slot is in, and the centroids."""
-        faiss = self._faiss
         self._centroids = torch.from_numpy(self._lists.quantizer.reconstruct_n(0, self.nlist))
         list_of = np.zeros(self.rows.used, dtype=np.int32)
         for number in range(self.nlist):
-            size = self._lists.invlists.list_size(number)
-            if size:
-                list_of[faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), size)] = number
+            list_of[self._ids(number)] = number
         self._list_of = torch.from_numpy(list_of)
+
+    def _ids(self, number: int) -> Int[np.ndarray, "L"]:
+        """The slots in a list; not to be kept, since faiss may move them."""
+        size = self._lists.invlists.list_size(number)
+        if not size:
+            return np.zeros(0, dtype=np.int64)
+        ids: np.ndarray = self._faiss.rev_swig_ptr(self._lists.invlists.get_ids(number), size)
+        return ids
 
     def _structure_bytes(self) -> int:
         each = self._lists.code_size + 8 + self._list_of.element_size()
@@ -174,8 +178,21 @@ class IVFIndex(LocalIndex):
 
     def _read(self, folder: Path, text: Mapping[str, Json]) -> None:
         self._faiss = load_faiss("IVFIndex")
-        self._lists = read(self._faiss, folder)
-        self._curve = [(depth, lists) for depth, lists in text["lists_read"]]
+        self._lists = read(self._faiss, folder, "IndexIVFScalarQuantizer", self.dim, self.rows.count)
+        quantizer = self._lists.quantizer
+        if not self._lists.nlist == quantizer.ntotal == self.nlist or quantizer.d != self.dim:
+            raise ValueError(
+                f"the structure in {folder} is damaged: it has {self._lists.nlist} lists and {quantizer.ntotal} centroids of width "
+                f"{quantizer.d}, not {self.nlist} of width {self.dim}. Save the index again."
+            )
+        listed = [self._ids(number) for number in range(self.nlist)]
+        if not np.array_equal(np.sort(np.concatenate(listed)), np.flatnonzero(self.rows.alive)):
+            raise ValueError(
+                f"the lists in {folder} are damaged: rows.safetensors has other candidates. Save the index again."
+            )
+        self._curve = [(int(depth), int(lists)) for depth, lists in text["lists_read"]]
+        if not self._curve or min(min(pair) for pair in self._curve) < 1:
+            raise ValueError(f"lists_read in {folder} is damaged: pairs from 1 on are expected, not {self._curve}.")
         self.measured_recall = text["measured_recall"]
         self._samples = None
         self._note_lists()

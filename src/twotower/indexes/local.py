@@ -15,11 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
+from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array, key_numbers
 from twotower.indexes.filters import DataType, Filter
 from twotower.indexes.rows import Rows
 from twotower.indexes.scan import ordered, scan
 
+# what float32 holds, with room for the terms of a sum
+LARGEST = 1e38
 # filters whose answers are kept
 KEPT_FILTERS = 16
 # a structure is built anew when one slot in so many is empty
@@ -113,7 +115,7 @@ class LocalIndex(Index):
 
     def vectors_of(self, keys: Keys) -> Float[Tensor, "M D"]:
         """The vectors of some candidates, float32; ValueError for a key that is not there."""
-        numbers = keys.cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys, dtype=np.int64)
+        numbers = key_numbers(keys)
         slots = self.rows.slots_of(numbers)
         self._check_known(numbers, slots)
         return self.rows.vectors[torch.from_numpy(slots).to(self.rows.vectors.device)]
@@ -171,6 +173,12 @@ class LocalIndex(Index):
             return queries.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=asked)
         self.rows.to(self._device(asked))
         queries = queries.to(self.rows.vectors.device)
+        largest = float(queries.norm(dim=1).max()) * self.rows.largest_norm
+        if largest > LARGEST:
+            raise ValueError(
+                f"inner products of these queries may reach {largest:.2g}, beyond float32: vectors of lengths around 1 are usual. "
+                "Look for what makes the towers' outputs so large."
+            )
         allowed = self._allowed(only, where)
         row, slot = self._banned(exclude, allowed)
         count = len(self) if allowed is None else len(allowed)
@@ -187,7 +195,8 @@ class LocalIndex(Index):
                 scores[at], slots[at] = self._scan(
                     queries[at], k, allowed, np.searchsorted(again, row[mine]), slot[mine]
                 )
-        keys = torch.from_numpy(self.rows.keys).to(slots.device)[slots.clamp(min=0)].masked_fill_(slots < 0, -1)
+        slots = slots.cpu()
+        keys = torch.from_numpy(self.rows.keys)[slots.clamp(min=0)].masked_fill_(slots < 0, -1)
         return scores.to(asked), keys.to(asked)
 
     def _search_structure(
@@ -252,7 +261,7 @@ class LocalIndex(Index):
         rows = self.rows
         slots = None
         if only is not None:
-            slots = np.unique(rows.slots_of(only.reshape(-1).cpu().numpy()))
+            slots = np.unique(rows.slots_of(only.numpy()))
             slots = slots[slots >= 0]
         if where is None:
             return Allowed(slots, rows.used) if slots is not None else None

@@ -28,6 +28,15 @@ def payload(value: Any) -> Json:
     return value
 
 
+def moment(nanoseconds: int, name: str) -> Json:
+    """A time as Qdrant's JSON holds it; ValueError if it is finer than microseconds."""
+    if nanoseconds % 1000:
+        raise ValueError(
+            f"Qdrant compares times by microseconds, and what attribute {name!r} is compared with is finer."
+        )
+    return payload(dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=nanoseconds // 1000))
+
+
 def column(name: str, values: list[Json], dtype: DataType) -> pl.Series:
     """The attribute whose values `_payload` gave."""
     kind = column_kind(dtype)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from twotower.errors import explain_options, need
 from twotower.files import PathLike
-from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array
+from twotower.indexes.base import Found, Index, Json, Keys, check_attributes, check_vectors, key_array, key_numbers
 from twotower.indexes.filters import INT64, NEGATIONS, RANGES, Condition, DataType, Filter, checked
-from twotower.indexes.payloads import check_held, column, innermost, payload, payload_schema
+from twotower.indexes.payloads import check_held, column, innermost, moment, payload, payload_schema
 from twotower.indexes.rows import Rows
 
 # points or queries in one request
@@ -133,7 +133,7 @@ class QdrantIndex(Index):
 
     def vectors_of(self, keys: Keys) -> Float[Tensor, "M D"]:
         """The vectors of some candidates, float32; ValueError for a key that is not there."""
-        numbers = keys.cpu().numpy() if isinstance(keys, Tensor) else np.asarray(keys, dtype=np.int64)
+        numbers = key_numbers(keys)
         found = self._retrieve(numbers, vectors=True)
         return torch.tensor([found[key] for key in numbers.tolist()], dtype=torch.float32).reshape(-1, self.dim)
 
@@ -156,7 +156,7 @@ class QdrantIndex(Index):
         models = self._models
         must = [] if where is None else [self._translated(condition) for condition in where.conditions]
         if only is not None:
-            wanted = only.reshape(-1).cpu().unique()
+            wanted = only.unique()
             must.append(models.HasIdCondition(has_id=wanted[wanted >= 0].tolist()))
         banned: dict[int, list[int]] = {}
         for row, key in [] if exclude is None else exclude.cpu().tolist():
@@ -225,18 +225,22 @@ class QdrantIndex(Index):
                 raise ValueError(
                     f"Qdrant has no order of texts: attribute {name!r} can be asked for eq, ne, in and not_in."
                 )
-            span = models.DatetimeRange if kind == "time" else models.Range
-            return models.FieldCondition(key=name, range=span(**{condition.operator: payload(values[0])}))
+            if kind == "time":
+                asked = models.DatetimeRange(**{condition.operator: moment(values[0], name)})
+            else:
+                asked = models.Range(**{condition.operator: payload(values[0])})
+            return models.FieldCondition(key=name, range=asked)
         floats = kind.endswith("number") and not innermost(dtype).is_integer()
         met: list[Any]
-        if floats or kind.endswith("time"):
-            span = models.DatetimeRange if kind.endswith("time") else models.Range
-            met = [models.FieldCondition(key=name, range=span(gte=payload(v), lte=payload(v))) for v in values]
+        if kind.endswith("time"):
+            spans = [models.DatetimeRange(gte=moment(v, name), lte=moment(v, name)) for v in values]
+            met = [models.FieldCondition(key=name, range=span) for span in spans]
+        elif floats:
+            met = [models.FieldCondition(key=name, range=models.Range(gte=payload(v), lte=payload(v))) for v in values]
         elif kind.endswith("flag"):
             met = [models.FieldCondition(key=name, match=models.MatchValue(value=v)) for v in values]
         else:
-            whole = [int(v) if isinstance(v, float) and v.is_integer() else v for v in values]
-            known = [v for v in whole if not isinstance(v, float)]  # no integer is a half
+            known = [v for v in values if isinstance(v, (int, str))]  # no integer is a half
             met = [models.FieldCondition(key=name, match=models.MatchAny(any=known))] if known else []
         held = models.Filter(should=met) if met else models.HasIdCondition(has_id=[])
         if condition.operator not in NEGATIONS:

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from twotower.indexes.base import check_attributes
+
 
 class Rows:
     """What an index holds of its candidates. Each stands in a slot; a slot that was left stays empty.
@@ -27,11 +29,11 @@ class Rows:
     """
 
     def __init__(self, vectors: Float[Tensor, "N D"], keys: np.ndarray, attributes: pl.DataFrame | None) -> None:
-        self._vectors = vectors.clone()  # the caller's may change
+        self._vectors = vectors.clone(memory_format=torch.contiguous_format)  # the caller's may change
         self._keys = keys.copy()
         self._alive = np.ones(len(keys), dtype=bool)
         self.used = self.count = len(keys)
-        self.attributes = attributes
+        self.attributes = None if attributes is None else attributes.clone()
         self.largest_norm = float(vectors.norm(dim=1).max()) if len(vectors) else 0.0
         order = np.argsort(keys, kind="stable")
         self._sorted, self._slots = keys[order], order.astype(np.int64)
@@ -118,11 +120,22 @@ class Rows:
 
     @classmethod
     def load(cls, folder: Path) -> "Rows":
-        """What `save` wrote, slot for slot."""
+        """What `save` wrote, slot for slot.
+
+        Raises:
+            ValueError: the parts do not belong together.
+        """
         held = safetensors.torch.load_file(folder / "rows.safetensors")
         file = folder / "attributes.parquet"
-        keys, alive = held["keys"].numpy(), held["alive"].numpy()
-        rows = cls(held["vectors"], keys, pl.read_parquet(file, glob=False) if file.exists() else None)
+        vectors, keys, alive = held["vectors"], held["keys"].numpy(), held["alive"].numpy()
+        attributes = pl.read_parquet(file, glob=False) if file.exists() else None
+        types = (str(vectors.dtype), vectors.ndim, str(keys.dtype), str(alive.dtype))
+        if types != ("torch.float32", 2, "int64", "bool") or not vectors.shape[:1] == keys.shape == alive.shape:
+            raise ValueError(
+                f"{folder / 'rows.safetensors'} is damaged: it holds vectors {tuple(vectors.shape)}, keys {keys.shape} and alive "
+                f"{alive.shape}, of {vectors.dtype}, {keys.dtype} and {alive.dtype}, which no index wrote. Save it again."
+            )
+        rows = cls(vectors, keys, check_attributes(attributes, len(keys)))
         if not alive.all():
             rows._alive[:], rows.count = alive, int(alive.sum())
             live = np.flatnonzero(alive)

@@ -222,7 +222,8 @@ class _Night:
             "affinity": None if measure is None else asdict(measure),
             "config": self.config.to_dict(),
         }
-        return replace(new.bundle, users=store, metrics=judged.means(), origin=origin)
+        kept = store if self.config.serving.users else None
+        return replace(new.bundle, users=kept, metrics=judged.means(), origin=origin)
 
     # ---- what speaks against it
 

@@ -50,7 +50,7 @@ def told(request: AnyRequest, error: Exception) -> Reply:
     """The response of an exception."""
     problem = as_problem(error)
     if problem.status == 500:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        log.error("%s %r failed", request.method, request.url.path, exc_info=error)
     return Response(problem.body(), status_code=problem.status, media_type=MediaType.JSON, headers=problem.headers)
 
 
@@ -76,9 +76,7 @@ def make_app(live: Live, settings: Settings | None = None) -> tuple[Front, Servi
     routes = [*_questions(service), *_items(service), *_about(service), *_open_inference(service)]
     if settings.explorer:
         routes += explorer_routes(
-            lambda: service.live.current.retriever,
-            lambda: service.live.current.manifest.get("created"),
-            service.when_taken,
+            lambda: service.live.current.site, lambda: service.live.current.manifest.get("created"), service.side
         )
     app = Litestar(
         routes,
@@ -152,7 +150,14 @@ def _items(service: Service) -> list[Any]:
         text, limit = given.get("search", ""), given.get("limit", min(10, most))
         if not 1 <= limit <= most or len(text) > 200:
             raise Problem(422, f"limit must be 1 to {most}, and search at most 200 characters.")
-        return as_json(await service.aside(lambda snapshot: _found(snapshot, text, limit)))
+
+        def find(snapshot: Snapshot) -> dict[str, Any]:
+            held = snapshot.retriever.items
+            ids = snapshot.site.search.find(text, limit) if text.strip() else held.table[held.id_name].head(limit)
+            cards = snapshot.cards.of(held.keys_of(list(ids)).tolist())
+            return {"items": [{"id": raw, "fields": card} for raw, card in cards]}
+
+        return as_json(await service.aside(find, request))
 
     @get("/items/{item:path}")
     async def item(request: AnyRequest) -> Reply:
@@ -170,20 +175,9 @@ def _items(service: Service) -> list[Any]:
             ((_, card),) = snapshot.cards.of(held.keys_of([raw]).tolist(), fields)
             return {"id": raw, "fields": card}
 
-        return as_json(await service.aside(look_up))
+        return as_json(await service.aside(look_up, request))
 
     return [items, item]
-
-
-def _found(snapshot: Snapshot, text: str, limit: int) -> dict[str, Any]:
-    """The first items of which the id or a text holds some text, in any case of letters."""
-    held = snapshot.retriever.items
-    names = [held.id_name, *(name for name in snapshot.cards.default if held.table.schema[name] == pl.String)]
-    lowered = [pl.col(name).cast(pl.String).str.to_lowercase() for name in names]
-    met = pl.any_horizontal(column.str.contains(text.lower(), literal=True).fill_null(False) for column in lowered)
-    rows = held.table.lazy().select(pl.arg_where(met)).head(limit).collect().to_series().to_list()
-    cards = snapshot.cards.of(held.keys[rows].tolist())
-    return {"items": [{"id": raw, "fields": card} for raw, card in cards]}
 
 
 def _about(service: Service) -> list[Any]:

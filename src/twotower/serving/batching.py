@@ -44,6 +44,7 @@ class _Worker:
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
             function()
+            del function  # and with it what it holds, such as a bundle, until the next comes
 
 
 class Batcher(Generic[Q, A]):

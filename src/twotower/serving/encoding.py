@@ -17,7 +17,11 @@ AT_ONCE = 1024  # rows that a tower reads at a time, a multiple of it
 
 
 def embed_rows(tower: Tower, preprocessor: Preprocessor, frame: pl.DataFrame) -> Float[Tensor, "rows D"]:
-    """The vectors of raw rows, on the CPU: the same bit for bit alone and among others, if no tower mixes rows."""
+    """The vectors of raw rows, on the CPU: the same bit for bit alone and among others, if no tower mixes rows.
+
+    A layer of fewer than 12 outputs may yet round by a row's place: on some processors MKL's narrow products go by how a row lies
+    in memory.
+    """
     batch = preprocessor.encode_frame(frame, tower.schema)
     device = next(tower.parameters()).device
     # the last row again, until it is a multiple

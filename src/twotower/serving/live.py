@@ -5,7 +5,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from twotower.bundle import read_manifest
 from twotower.feature_stores.base import FeatureStore
 from twotower.files import PathLike
 from twotower.serving.cards import Cards
+from twotower.serving.explorer.site import Site
 from twotower.serving.inputs import Input, example_query, query_inputs
 from twotower.serving.requests import Question, answer
 from twotower.serving.retriever import Retriever
@@ -30,6 +31,10 @@ class Snapshot:
         version: 12 digits that another bundle does not have: the beginning of the hash of its manifest.
         manifest: what manifest.json says.
         seconds: that it took to load, verify and warm up.
+        cards: what is shown of its items.
+        inputs: what its queries are made of.
+        site: what its pages and its search of items need.
+        loaded: when.
     """
 
     retriever: Retriever
@@ -38,6 +43,7 @@ class Snapshot:
     seconds: float
     cards: Cards
     inputs: dict[str, Input]
+    site: Site
     loaded: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.timezone.utc))
 
 
@@ -101,6 +107,7 @@ class Live:
                     0.0,
                     Cards(retriever.items),
                     query_inputs(retriever.bundle.preprocessor, retriever.query_columns),
+                    Site(retriever),
                 )
                 warm_up(snapshot)
             except (ValueError, OSError):
@@ -108,8 +115,7 @@ class Live:
                     raise
                 continue
             if self.version_there() == version:
-                seconds = time.perf_counter() - start
-                return Snapshot(retriever, version, manifest, seconds, snapshot.cards, snapshot.inputs)
+                return replace(snapshot, seconds=time.perf_counter() - start)
         raise ValueError(f"the bundle at {self.path} changed {TRIES} times while it was read. Try again.")
 
     def take(self, snapshot: Snapshot) -> None:

@@ -15,17 +15,20 @@ from twotower.serving.requests import Answer, Question, Refusal, Result
 from twotower.serving.settings import Limits
 
 Json = dict[str, Any]
-BODY_ERRORS = (400, 404, 408, 413, 415, 422, 503, 504)
+BODY_ERRORS = (400, 404, 408, 413, 415, 422, 504)
 OPEN = ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
 SAY = {
     400: "The body is no JSON.",
     401: "The token is missing or wrong.",
+    403: "A page of another site asks, or the server is called by a name that is not its own.",
     404: "There is no such user, item or model.",
     408: "The body did not come in time.",
     409: "The new bundle is broken; the one before is served on.",
     413: "The body is too large.",
     415: "The body is not application/json.",
     422: "It cannot be answered; the error says why.",
+    431: "The head of the request is too large.",
+    500: "The server failed; its log says why.",
     503: "Not ready, or too busy: ask again.",
     504: "There was no answer in time.",
 }
@@ -54,9 +57,10 @@ def document(
     paths = _paths(name, inputs, some_items, limits)
     for path, operations in paths.items():
         for operation in operations.values():
+            further = (431, 500) if path in OPEN else (401, 403, 431, 500, 503) if secured else (403, 431, 500, 503)
+            operation["responses"] |= {str(status): _error(status) for status in further}
             if secured and path not in OPEN:
-                operation["security"] = [{"token": []}]
-                operation["responses"]["401"] = _error(401)
+                operation["security"] = [{"token": []}, {"password": []}]
     found: Json = {
         "openapi": "3.1.0",
         "info": {"title": f"twotower: {name}", "version": importlib.import_module("twotower").__version__},
@@ -64,7 +68,8 @@ def document(
         "components": {"schemas": components},
     }
     if secured:
-        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        schemes = {"token": {"type": "http", "scheme": "bearer"}, "password": {"type": "http", "scheme": "basic"}}
+        found["components"]["securitySchemes"] = schemes
     return found
 
 
@@ -101,7 +106,9 @@ def _paths(name: str, inputs: Mapping[str, Input], some_items: Sequence[int | st
     k = _parameter("k", "How many items.", {"type": "integer", "minimum": 1, "maximum": limits.k})
     seen = _parameter("seen", "Whether what the user has seen may come.", {"type": "boolean"})
     fields = _parameter("fields", "The items' columns to give, with commas.", {"type": "string"})
-    search = _parameter("search", "What an id or a text of the item holds.", {"type": "string", "maxLength": 200})
+    search = _parameter(
+        "search", "The beginning of an id, or words of the texts.", {"type": "string", "maxLength": 200}
+    )
     limit = _parameter("limit", "How many items.", {"type": "integer", "minimum": 1, "maximum": limits.search})
     several = {"type": "array", "items": {"$ref": ref + "Question"}, "minItems": 1, "maxItems": limits.questions}
     asked = {"oneOf": [{"$ref": ref + "Question"}, several]}
@@ -128,13 +135,13 @@ def _paths(name: str, inputs: Mapping[str, Input], some_items: Sequence[int | st
             )
         },
         "/recommend/{user}": {
-            "get": _operation("Items for a user.", answer, (404, 422, 503, 504), [user, k, seen, fields])
+            "get": _operation("Items for a user.", answer, (404, 422, 504), [user, k, seen, fields])
         },
         "/similar/{item}": {
-            "get": _operation("Items like an item.", answer, (404, 422, 503, 504), [item, k, fields])
+            "get": _operation("Items like an item.", answer, (404, 422, 504), [item, k, fields])
         },
-        "/items": {"get": _operation("Items by text.", {"type": "object"}, (422, 503), [search, limit])},
-        "/items/{item}": {"get": _operation("An item's columns.", {"type": "object"}, (404, 422, 503), [item, fields])},
+        "/items": {"get": _operation("Items by text.", {"type": "object"}, (422, 504), [search, limit])},
+        "/items/{item}": {"get": _operation("An item's columns.", {"type": "object"}, (404, 422, 504), [item, fields])},
         "/": {"get": _operation("The model, its bundle and what was measured.", {"type": "object"})},
         "/health/live": {"get": _operation("Whether the process answers.", {"type": "object"})},
         "/health/ready": {"get": _operation("Whether requests are welcome.", {"type": "object"}, (503,))},
@@ -150,7 +157,7 @@ def _paths(name: str, inputs: Mapping[str, Input], some_items: Sequence[int | st
     for prefix, given in (("", own), ("/versions/{version}", own | version)):
         base, names = f"/v2/models/{{name}}{prefix}", list(given.values())
         paths[base] = {"get": _operation("The model's inputs and outputs.", {"type": "object"}, (404,), names)}
-        paths[f"{base}/ready"] = {"get": _operation("Whether it answers.", {"type": "object"}, (404, 503), names)}
+        paths[f"{base}/ready"] = {"get": _operation("Whether it answers.", {"type": "object"}, (404,), names)}
         summary = f"Items for queries as tensors. The model's name is {name}."
         paths[f"{base}/infer"] = {"post": _operation(summary, {"type": "object"}, BODY_ERRORS, names, infer)}
     return paths

@@ -26,6 +26,9 @@ async def read_body(request: AnyRequest, limits: Limits) -> bytes:
             f"the content type is {kind[:100]!r}, not application/json.",
             "Send JSON, with the header content-type: application/json.",
         )
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        raise Problem(415, f"the body is encoded as {coding[:100]!r}.", "Send it as it is, without content-encoding.")
     try:
         with anyio.fail_after(limits.body_timeout):
             return await request.body()

@@ -84,9 +84,14 @@ class Retriever:
 
     # ---- files
 
-    def save(self, path: PathLike) -> None:
-        """Write a bundle, from which `load` makes the same Retriever elsewhere."""
-        save_bundle(self.bundle, path)
+    def save(self, path: PathLike, *, users: bool = True) -> None:
+        """Write a bundle, from which `load` makes the same Retriever elsewhere.
+
+        Args:
+            path: a folder.
+            users: whether what is known of the users goes along, by id: their features and the items that they have seen.
+        """
+        save_bundle(self.bundle if users else replace(self.bundle, users=None), path)
 
     @classmethod
     def load(
@@ -276,8 +281,8 @@ class Retriever:
         """The vectors of users by id, and what the store knows of them; ValueError for one that it does not know."""
         if self.bundle.users is None:
             raise ValueError(
-                "there is no feature store to look users up in: give Retriever(..., users=), or ask with whole queries of "
-                f"{self.query_columns}."
+                "there is no feature store to look users up in: give Retriever(..., users=) or Retriever.load(..., users=), or "
+                f"ask with whole queries of {self.query_columns}."
             )
         features = self.bundle.users.look_up(users)
         unknown = [raw for raw, known in zip(users, features.known, strict=True) if not known]

@@ -28,11 +28,13 @@ class Server(uvicorn.Server):
         front: the application.
         service: inside it.
         drain: seconds between the steps, in which load balancers learn of it.
+        connections: that are answered at a time.
     """
 
-    def __init__(self, config: uvicorn.Config, front: Front, service: Service, drain: float) -> None:
+    def __init__(self, config: uvicorn.Config, front: Front, service: Service, drain: float, connections: int) -> None:
         super().__init__(config)
         self.front, self.service, self.drain = front, service, drain
+        front.connections, front.most = self.server_state.connections, connections
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, and SIGHUP reloads."""
@@ -87,11 +89,12 @@ def serve(
         host, port: where to listen.
         drain: seconds between SIGTERM and the end of listening.
         grace: seconds that requests may take after that.
-        connections: open at a time; more are answered 503.
+        connections: open at a time; while there are more, all but health is answered 503.
 
     Raises:
         OSError: the port is taken.
     """
+    allow_files(2 * connections)
     front, service = make_app(live, settings)
     config = uvicorn.Config(
         front,  # type: ignore[arg-type]
@@ -105,7 +108,17 @@ def serve(
         http=BoundedProtocol,
         ws="none",
         timeout_graceful_shutdown=int(grace),
-        limit_concurrency=connections,
         timeout_keep_alive=75,
     )
-    Server(config, front, service, drain).run()
+    Server(config, front, service, drain, connections).run()
+
+
+def allow_files(count: int) -> None:
+    """Let this process open so many files and connections, as far as the system lets it; usual are 1024."""
+    if os.name == "posix":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -3,25 +3,23 @@
 import asyncio
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from twotower.serving.batching import Batcher, QueueFullError
+from twotower.serving.batching import Batcher
 from twotower.serving.instruments import Instruments
 from twotower.serving.live import Live, Snapshot, touch_users
 from twotower.serving.problems import Problem, contained
 from twotower.serving.reading import AnyRequest, check_together
 from twotower.serving.requests import Answer, Question, Refusal, answer
 from twotower.serving.settings import Settings
+from twotower.serving.waiting import Aside, answered
 
 log = logging.getLogger("twotower.serve")
 T = TypeVar("T")
 Answers = Sequence[Answer | Refusal]
-SEARCHES = 32  # that may wait
-LISTEN_AFTER = 0.05  # seconds, after which it is worth asking whether the client is still there
 RETRY = (5.0, 10.0, 20.0, 40.0, 60.0)  # seconds between tries of a bundle that was refused
 
 
@@ -44,13 +42,9 @@ class Service:
             max_wait=settings.max_wait,
             max_queue=settings.max_queue,
         )
-        self._side = ThreadPoolExecutor(
-            1, "side"
-        )  # searching items by text, loading bundles: not in the way of answers
+        self.side = Aside(settings.limits.timeout, self._drop)
         self._loader = ThreadPoolExecutor(1, "loader")
         self._reloading: asyncio.Future[None] | None = None
-        self._searches = threading.BoundedSemaphore(SEARCHES)
-        self._told: list[Callable[[], None]] = []
 
     @property
     def ready(self) -> bool:
@@ -66,25 +60,7 @@ class Service:
             Problem: over the limits, too busy, too slow, or the client is gone.
         """
         check_together(questions, self.settings.limits)
-        self._check_ready()
-        try:
-            future = self.batcher.ask(questions, self.settings.limits.timeout)
-        except QueueFullError as error:
-            self._drop("full", len(questions))
-            raise Problem(503, str(error), "Ask again in a second.", {"retry-after": "1"}) from None
-        listener = asyncio.get_running_loop().call_later(LISTEN_AFTER, self._listen, request, future)
-        try:
-            return await future
-        except asyncio.TimeoutError:
-            self._drop("timeout", len(questions))
-            raise self._late() from None
-        except asyncio.CancelledError:
-            if not future.cancelled():
-                raise
-            self._drop("gone", len(questions))
-            raise Problem(499, "the client is gone.") from None
-        finally:
-            listener.cancel()
+        return await answered(self.batcher, questions, request, self.settings.limits.timeout, self._drop)
 
     def _work(self, questions: Sequence[Question]) -> Answers:
         """In a thread of the batcher."""
@@ -94,46 +70,17 @@ class Service:
         self.instruments.batch_seconds.observe(time.perf_counter() - start)
         return given
 
-    def _listen(self, request: AnyRequest, future: "asyncio.Future[Answers]") -> None:
-        """Drop the questions of a client that goes away."""
-
-        async def listening() -> None:
-            while (await request.receive())["type"] != "http.disconnect":
-                continue
-            future.cancel()
-
-        task = asyncio.ensure_future(listening())
-        future.add_done_callback(lambda _: task.cancel())
-
     def _drop(self, reason: str, count: int) -> None:
         self.instruments.dropped.labels(reason).inc(count)
 
-    def _late(self) -> Problem:
-        text = f"there was no answer within {self.settings.limits.timeout:g} s."
-        return Problem(504, text, "Ask again, or for less at a time.")
-
-    def _check_ready(self) -> None:
-        if not self.live.loaded:
-            raise Problem(503, "no bundle is loaded yet.", "Ask again in a second.", {"retry-after": "1"})
-
-    async def aside(self, work: Callable[[Snapshot], T]) -> T:
-        """Some other work on what is live, in a thread of its own.
+    async def aside(self, work: Callable[[Snapshot], T], request: AnyRequest) -> T:
+        """Some other work on what is live.
 
         Raises:
-            Problem: much of it waits already, or it takes too long.
+            Problem: much of it waits already, it takes too long, or the client is gone.
         """
-        self._check_ready()
-        if not self._searches.acquire(blocking=False):
-            self._drop("full", 1)
-            raise Problem(503, "many searches are waiting.", "Ask again in a second.", {"retry-after": "1"})
         snapshot = self.live.current
-        waiting = self._side.submit(contained, lambda: work(snapshot))
-        waiting.add_done_callback(lambda _: self._searches.release())  # at its end, whoever has left meanwhile
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(waiting), self.settings.limits.timeout)
-        except asyncio.TimeoutError:
-            self._drop("timeout", 1)
-            raise self._late() from None
+        return await self.side.run(lambda: work(snapshot), request)
 
     # ---- bundles
 
@@ -147,10 +94,6 @@ class Service:
             self.live.take(await asyncio.get_running_loop().run_in_executor(self._loader, self.live.load))
         await self._touch(self.live.current)
         self._tell()
-
-    def when_taken(self, function: Callable[[], None]) -> None:
-        """Call a function each time that a bundle has taken the place of another."""
-        self._told.append(function)
 
     async def reload(self, force: bool = False) -> None:
         """Load what lies at the path, beside what is served, and serve it; whoever asks meanwhile waits for the same one.
@@ -204,8 +147,6 @@ class Service:
     def _tell(self) -> None:
         """Of the bundle that is served now."""
         snapshot = self.live.current
-        for function in self._told:
-            function()
         self.instruments.stale.set(0)
         self.instruments.items.set(len(snapshot.retriever.items))
         self.instruments.bundle.info(
@@ -242,5 +183,5 @@ class Service:
     def close(self) -> None:
         """End the threads."""
         self.batcher.close()
-        self._side.shutdown(wait=False, cancel_futures=True)
+        self.side.close()
         self._loader.shutdown(wait=False, cancel_futures=True)

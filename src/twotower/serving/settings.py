@@ -1,5 +1,6 @@
 """How a server is run: what a client may ask for, and who may."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -31,8 +32,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not value > 0:
-                raise ValueError(f"{name} must be more than 0, got {value}.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be more than 0 and finite, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Settings:
         max_batch: questions answered together.
         max_wait: seconds that an idle thread waits for more.
         max_queue: questions that may wait; more are answered 503.
-        token: what "Authorization: Bearer" must bring, for all but health; None for nothing.
+        token: what "Authorization: Bearer" must bring, or Basic as the password, for all but health; None for nothing.
         hosts: the names, without ports, by which the server may be called while there is no token; None for any.
         watch: seconds between looks at manifest.json; 0 for none.
         explorer: whether /explore is there.
@@ -69,5 +70,5 @@ class Settings:
                 f"a body may have {self.limits.questions} questions, but only {self.max_queue} may wait: such a body would never "
                 "be answered. Raise max_queue, or lower the questions."
             )
-        if self.token is not None and (len(self.token) < 8 or not self.token.isascii() or " " in self.token):
-            raise ValueError("a token needs at least 8 ASCII characters without spaces.")
+        if self.token is not None and (len(self.token) < 8 or not all("!" <= sign <= "~" for sign in self.token)):
+            raise ValueError("a token needs at least 8 ASCII characters without spaces or control characters.")

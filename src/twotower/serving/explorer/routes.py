@@ -14,10 +14,11 @@ from twotower.serving.explorer.answers import facts, history_of, similar_to, to_
 from twotower.serving.explorer.asking import MOST_K, Asked, Pairs, read_asked
 from twotower.serving.explorer.forms import read_query, typed_id
 from twotower.serving.explorer.showing import words
-from twotower.serving.explorer.site import POLICY, ROOT, STATIC, Pages, Site, Sites, address
+from twotower.serving.explorer.site import POLICY, ROOT, STATIC, Pages, Site, address
 from twotower.serving.items import RawId
-from twotower.serving.problems import contained
-from twotower.serving.retriever import Retriever
+from twotower.serving.problems import Problem
+from twotower.serving.settings import Limits
+from twotower.serving.waiting import Aside
 
 Asking = Request[Any, Any, Any]
 FOUND, SUGGESTED = 50, 8  # items on the page of a search, and below the field while somebody types
@@ -38,25 +39,21 @@ class MissingError(Exception):
 
 
 def explorer_routes(
-    current: Callable[[], Retriever],
-    created: Callable[[], str | None] | None = None,
-    when_taken: Callable[[Callable[[], None]], None] | None = None,
+    current: Callable[[], Site], created: Callable[[], str | None] = lambda: None, aside: Aside | None = None
 ) -> list[ControllerRouterHandler]:
     """The pages under /explore, for a Litestar application.
 
     Args:
-        current: gives the Retriever that serves now; what was made for an older one is dropped.
+        current: gives the Site of the Retriever that serves now.
         created: gives the date of its bundle, as the manifest has it.
-        when_taken: is given a function to call when another Retriever serves, which frees what was made for the one before;
-            without it that is kept until the next page.
+        aside: makes the pages, within a time; threads of their own and the server's usual time by default.
 
     Example:
         >>> from litestar import Litestar                                  # doctest: +SKIP
-        >>> Litestar(route_handlers=explorer_routes(lambda: retriever))    # doctest: +SKIP
+        >>> site = Site(retriever)                                         # doctest: +SKIP
+        >>> Litestar(route_handlers=explorer_routes(lambda: site))         # doctest: +SKIP
     """
-    explorer = _Explorer(current, created)
-    if when_taken is not None:
-        when_taken(explorer.sites.drop)
+    explorer = _Explorer(current, created, aside or Aside(Limits().timeout, lambda why, count: None))
     works = {
         "/": explorer.home,
         "/search": explorer.search,
@@ -76,8 +73,8 @@ def explorer_routes(
 
 
 def _handler(path: str, work: Callable[[Asking], Response[Any]], explorer: "_Explorer") -> HTTPRouteHandler:
-    @get(path, sync_to_thread=True)
-    def handle(request: Asking) -> Response[Any]:
+    @get(path)
+    async def handle(request: Asking) -> Response[Any]:
         given = _pairs(request)
         if any(
             not value for _, value in given
@@ -87,9 +84,14 @@ def _handler(path: str, work: Callable[[Asking], Response[Any]], explorer: "_Exp
                 "", status_code=302, headers={**HEADERS, "Location": _here(request) + (f"?{kept}" if kept else "")}
             )
         try:
-            return contained(lambda: work(request))
+            return await explorer.aside.run(lambda: work(request), request)
         except MissingError as error:
             return explorer.page(request, "message.html", 404, title="Not found", text=str(error))
+        except Problem as problem:
+            text = f"{problem.error[:1].upper()}{problem.error[1:]} {problem.hint or ''}"
+            made = explorer.page(request, "message.html", problem.status, title="No answer this time", text=text)
+            made.headers.update(problem.headers)
+            return made
         except Exception as error:  # a person looks at it: the server's own answer would be for programs
             log.exception("the explorer failed at %s", _here(request))
             text = f"The server failed to make this page ({type(error).__name__}). Its log says more; others may work."
@@ -99,9 +101,8 @@ def _handler(path: str, work: Callable[[Asking], Response[Any]], explorer: "_Exp
 
 
 class _Explorer:
-    def __init__(self, current: Callable[[], Retriever], created: Callable[[], str | None] | None) -> None:
-        self.sites = Sites(current)
-        self.created = created
+    def __init__(self, current: Callable[[], Site], created: Callable[[], str | None], aside: Aside) -> None:
+        self.current, self.created, self.aside = current, created, aside
         self.pages = Pages()
 
     def page(self, request: Asking, name: str, status: int = 200, **values: Any) -> Response[Any]:
@@ -112,11 +113,10 @@ class _Explorer:
     # ---- pages
 
     def home(self, request: Asking) -> Response[Any]:
-        created = self.created() if self.created is not None else None
-        return self.page(request, "home.html", **facts(self.sites.of_now(), created))
+        return self.page(request, "home.html", **facts(self.current(), self.created()))
 
     def search(self, request: Asking) -> Response[Any]:
-        site, text = self.sites.of_now(), dict(_pairs(request)).get("q", "").strip()
+        site, text = self.current(), dict(_pairs(request)).get("q", "").strip()
         user = _known_user(site, text)
         found = site.shown.cards(site.search.find(text, FOUND)) if text else []
         return self.page(
@@ -125,7 +125,7 @@ class _Explorer:
         )  # fmt: skip
 
     def user(self, request: Asking) -> Response[Any]:
-        site = self.sites.of_now()
+        site = self.current()
         raw, features = self._user(site, _id(request, "user"))
         asked = _asked(request, site)
         column = site.retriever.history_column
@@ -140,7 +140,7 @@ class _Explorer:
         )  # fmt: skip
 
     def item(self, request: Asking) -> Response[Any]:
-        site = self.sites.of_now()
+        site = self.current()
         raw = self._item(site, _id(request, "item"))
         asked = _asked(request, site)
         lines, errors = _tried(lambda: similar_to(site, raw, asked), asked.errors, [])
@@ -155,7 +155,7 @@ class _Explorer:
         )  # fmt: skip
 
     def query(self, request: Asking) -> Response[Any]:
-        site, given = self.sites.of_now(), _pairs(request)
+        site, given = self.current(), _pairs(request)
         asked = _asked(request, site)
         values = dict(given)
         history, errors = self._history(site, [value for name, value in given if name == "history"])
@@ -184,7 +184,7 @@ class _Explorer:
         )  # fmt: skip
 
     def map(self, request: Asking) -> Response[Any]:
-        site = self.sites.of_now()
+        site = self.current()
         site.map.start()
         chosen = dict(_pairs(request)).get("color", "") or _color(site).get("color", "")
         if chosen and chosen not in site.colors:
@@ -197,7 +197,7 @@ class _Explorer:
     # ---- for the script
 
     def suggest(self, request: Asking) -> Response[Any]:
-        site, given, base = self.sites.of_now(), dict(_pairs(request)), _base(request)
+        site, given, base = self.current(), dict(_pairs(request)), _base(request)
         text = given.get("q", "").strip()
         user = _known_user(site, text) if given.get("kind") != "item" else None
         hits = (
@@ -226,7 +226,7 @@ class _Explorer:
         return Response({"hits": hits}, headers=HEADERS)
 
     def points(self, request: Asking) -> Response[Any]:
-        site, given, base = self.sites.of_now(), dict(_pairs(request)), _base(request)
+        site, given, base = self.current(), dict(_pairs(request)), _base(request)
         site.map.start()
         points = site.map.points
         if points is None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -30,18 +29,26 @@ class Site:
     """One Retriever and how it is shown; the parts that take a while are made when a page first needs them.
 
     Args:
-        retriever: with the items.
+        retriever: with the items. Where items are added to it or taken away, another Site is to be made.
     """
 
     def __init__(self, retriever: Retriever) -> None:
         self.retriever = retriever
         self.items = retriever.items
-        self.shown = Shown(retriever.items)
         self.map = ItemMap(retriever)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._shown: Shown | None = None
         self._search: ItemSearch | None = None
         self._fields: list[FilterField] | None = None
         self._query: list[QueryField] | None = None
+
+    @property
+    def shown(self) -> Shown:
+        """How the items are shown."""
+        with self._lock:
+            if self._shown is None:
+                self._shown = Shown(self.items)
+            return self._shown
 
     @property
     def search(self) -> ItemSearch:
@@ -72,31 +79,6 @@ class Site:
         """The columns that the map can be coloured by, the category first."""
         named = [one.column for one in self.fields if one.picks]
         return sorted(named, key=lambda name: name != self.shown.category)
-
-
-class Sites:
-    """The Site of the Retriever that serves now; another one when it is exchanged or its items change."""
-
-    def __init__(self, current: Callable[[], Retriever]) -> None:
-        self._current = current
-        self._lock = threading.Lock()
-        self._site: Site | None = None
-
-    def of_now(self) -> Site:
-        """Made again only for another bundle."""
-        with self._lock:
-            retriever = (
-                self._current()
-            )  # inside the lock, so that `drop` comes after whatever is made of the one before
-            held = self._site
-            if held is None or held.retriever.bundle is not retriever.bundle or held.items is not retriever.items:
-                self._site = held = Site(retriever)
-            return held
-
-    def drop(self) -> None:
-        """Hold nothing of the Retriever that served before."""
-        with self._lock:
-            self._site = None
 
 
 class Pages:
