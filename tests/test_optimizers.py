@@ -17,6 +17,7 @@ from twotower.optimizers import (
     TABLE_OPTIMIZERS,
     LazyAdam,
     RowAdagrad,
+    RowAdam,
     RowSGD,
     RowwiseAdagrad,
     SplitOptimizer,
@@ -59,6 +60,7 @@ def trained(make: object, sparse: bool, ids_of_steps: list[Tensor]) -> tuple[Ten
         (lambda p: RowAdagrad(p, lr=0.1), lambda p: torch.optim.Adagrad(p, lr=0.1), False),
         (lambda p: RowSGD(p, lr=0.1), lambda p: torch.optim.SGD(p, lr=0.1), False),
         (lambda p: LazyAdam(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.1), True),
+        (lambda p: RowAdam(p, lr=0.1, beta2=0.9), lambda p: torch.optim.Adam(p, lr=0.1, betas=(0.0, 0.9)), False),
     ],
 )
 def test_row_optimizers_are_pytorchs_where_untouched_rows_stand_still_anyway(
@@ -69,6 +71,28 @@ def test_row_optimizers_are_pytorchs_where_untouched_rows_stand_still_anyway(
     expected, dense_gradients = trained(dense, False, ids)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(sparse_gradients, dense_gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_adam_go_over_to_row_adam() -> None:
+    """A table that has grown large: its first steps are the dense optimiser's, and the same second moments go on."""
+    weight = nn.Parameter(torch.ones(ROWS, DIM))
+    expected = nn.Parameter(torch.ones(ROWS, DIM))
+    first, whole = (torch.optim.Adam([w], lr=0.1, betas=(0.0, 0.9)) for w in (weight, expected))
+    gradients = [torch.zeros(ROWS, DIM).index_fill_(0, ids.unique(), 1.0 + n) for n, ids in enumerate(batches())]
+    for gradient in gradients[:3]:
+        weight.grad = gradient.clone()
+        first.step()
+    then = RowAdam([weight], lr=0.1, beta2=0.9)
+    state = first.state[weight]
+    then.state[weight] = {**state, "step": int(state["step"])}
+    for gradient in gradients[3:]:
+        weight.grad = gradient.to_sparse(1)
+        then.step()
+    for gradient in gradients:
+        expected.grad = gradient
+        whole.step()
+    torch.testing.assert_close(weight, expected)
+    assert then.state[weight].keys() == {"step", "exp_avg_sq", "seen"}  # no momentum is kept
 
 
 def test_lazy_adam_by_a_slow_loop() -> None:

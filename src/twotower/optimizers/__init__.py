@@ -1,6 +1,7 @@
 """Optimisers by name: one for the dense parameters, one for the embedding tables."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,13 +9,13 @@ from torch import nn
 from twotower.blocks.table import EmbeddingTable
 from twotower.errors import choose
 from twotower.optimizers.clipping import clip_gradients, gradient_norm
-from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowOptimizer, RowSGD, RowwiseAdagrad
+from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowAdam, RowOptimizer, RowSGD, RowwiseAdagrad
 from twotower.optimizers.schedule import SCHEDULES, make_schedule
 from twotower.optimizers.split import SplitOptimizer
 
 __all__ = [
-    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowOptimizer", "RowSGD",
-    "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
+    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowAdam", "RowOptimizer",
+    "RowSGD", "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
     "use_dense_gradients",
 ]  # fmt: skip
 
@@ -22,8 +23,9 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 # name: class, default learning rate, and the table optimiser that goes with it where the tables are large
 OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, str]] = {
-    "adam": (torch.optim.Adam, 1e-3, "lazy_adam"),
-    "adamw": (torch.optim.AdamW, 1e-3, "dense"),
+    # fused: the same step in a third of the time
+    "adam": (partial(torch.optim.Adam, fused=True), 1e-3, "row_adam"),
+    "adamw": (partial(torch.optim.AdamW, fused=True), 1e-3, "dense"),
     "adagrad": (torch.optim.Adagrad, 1e-2, "adagrad"),
     "rmsprop": (torch.optim.RMSprop, 1e-3, "dense"),
     "sgd": (torch.optim.SGD, 1e-2, "sgd"),
@@ -31,6 +33,7 @@ OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float, str]] =
 # name: class and default learning rate; "dense" leaves the tables to the other optimiser
 TABLE_OPTIMIZERS: dict[str, tuple[Callable[..., torch.optim.Optimizer], float] | None] = {
     "lazy_adam": (LazyAdam, 1e-3),
+    "row_adam": (RowAdam, 1e-3),
     "rowwise_adagrad": (RowwiseAdagrad, 1e-2),
     "adagrad": (RowAdagrad, 1e-2),
     "sgd": (RowSGD, 1e-2),

@@ -77,6 +77,45 @@ class LazyAdam(RowOptimizer):
         return values.addcdiv_(mean, unbiased, value=-group["lr"] / (1 - b1 ** state["step"]))
 
 
+class RowAdam(RowOptimizer):
+    """torch.optim.Adam without momentum, betas=(0, b2), on the touched rows; for the others nothing would change anyway.
+
+    The second moment of a row decays with every step, looked up or not, and is caught up when the row comes again. A row that is
+    looked up in a share p of the steps moves by about lr / sqrt(p) each time, as under Adam over all rows, while LazyAdam moves
+    all rows by lr: rare users and items learn faster here. Its state is one number for each weight, and one for each row.
+
+    Args:
+        params: tables.
+        lr, eps: as in torch.optim.Adam.
+        beta2: of the second moment.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float = 1e-3, beta2: float = 0.999, eps: float = 1e-8
+    ) -> None:
+        super().__init__(params, {"lr": lr, "beta2": beta2, "eps": eps})
+
+    def updated(
+        self, values: Values, gradient: Values, rows: Rows, weight: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> Values:
+        """v <- b2^(steps since the last one) v + (1 - b2) g^2, w <- w - lr g / (sqrt(v^) + eps)."""
+        if "seen" not in state:
+            # anew, or from torch.optim.Adam's state, in which every row has seen every step
+            state.pop("exp_avg", None)
+            state.setdefault("step", 0)
+            state.setdefault("exp_avg_sq", torch.zeros_like(weight))
+            state["seen"] = torch.full((len(weight),), float(state["step"]), device=weight.device)
+        state["step"] += 1
+        beta2, step = group["beta2"], state["step"]
+        decay = beta2 ** (step - state["seen"].index_select(0, rows))
+        square = state["exp_avg_sq"].index_select(0, rows).mul_(decay[:, None])
+        square.addcmul_(gradient, gradient, value=1 - beta2)
+        state["exp_avg_sq"].index_copy_(0, rows, square)
+        state["seen"].index_fill_(0, rows, float(step))
+        unbiased = square.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
+        return values.addcdiv_(gradient, unbiased, value=-group["lr"])
+
+
 class RowwiseAdagrad(RowOptimizer):
     """Adagrad with one number of state for a whole row: a <- a + mean(g^2), w <- w - lr g / (sqrt(a) + eps).
 
