@@ -12,7 +12,7 @@ SOURCE = Path(tt.__file__).parent
 # the straight line of docs/decisions/0001-layout.md: a file imports only from files that stand before it
 LINE = [
     "errors", "devices", "loops", "files", "tags", "schema", "schema_io", "data.ragged", "data.batch", "data.arrow",
-    "data.parquet", "data.dataset", "data.raw", "data.times", "data.columns.values", "data.columns.vocabulary",
+    "data.fading", "data.parquet", "data.dataset", "data.raw", "data.times", "data.columns.values", "data.columns.vocabulary",
     "data.columns.base", "data.columns.categorical", "data.columns.hashed", "data.columns.times",
     "data.columns.numeric", "data.columns.buckets", "data.columns.text", "data.columns.vectors", "data.columns",
     "data.preprocessor", "data.inference", "data.splits", "data.leaks", "data.histories", "data.stream",

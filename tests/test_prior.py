@@ -13,7 +13,7 @@ from tests.worlds import id_column
 from twotower import Tags
 from twotower.config.config import Config
 from twotower.data.batch import Batch
-from twotower.experiment.popularity import FLOOR, faded_counts, half_life
+from twotower.data.fading import FLOOR, faded_counts, half_life
 from twotower.experiment.run import encode, fit_model
 from twotower.experiment.tables import Tables
 from twotower.nightly.learning import learn
@@ -104,6 +104,41 @@ def test_shares_must_be_of_every_id_and_above_zero() -> None:
             prior.set_shares(trained=good, served=bad)
     with pytest.raises(ValueError, match="temperature must be above 0"):
         tt.PopularityPrior(ITEM, 0)
+
+
+def test_it_counts_what_is_late() -> None:
+    """Nine events of 0 long ago, then one of 1: what is trained on is the same share for all, what is served is 1."""
+    prior = tt.PopularityPrior(ITEM, T)
+    ids, times = np.array([1] + [0] * 9 + [1] * 3), np.array([1002, *range(9), 1000, 1001, 1003])
+    half = prior.count(ids, times, trained=torch.tensor([0, 0, 0, 1]))
+    trained, served = prior.trained.weight[:, 0].exp(), prior.served.weight[:, 0].exp()
+    torch.testing.assert_close(trained, torch.tensor([3.1, 1.1, 0.1]) / 4.3 * 2)
+    expected = np.array(
+        [sum(0.5 ** ((1003 - t) / half) for i, t in zip(ids, times, strict=True) if i == n) for n in range(3)]
+    )
+    np.testing.assert_allclose(served, (expected + 0.1) / (expected + 0.1).sum() * 2, rtol=1e-5)
+    assert served[1] > 10 * served[0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "times", "said"),
+    [
+        (
+            [],
+            [],
+            "ids must be encoded ids of 'item', whole numbers from 0 to 2, one for each event; got float64 of shape",
+        ),
+        ([0, 3], [1, 2], r"got int64 of shape \(2,\) from 0 to 3"),
+        ([0, -1], [1, 2], "from -1 to 0"),
+        (["a"], [1], "ids must be encoded"),
+        ([0, 1], [1], r"times must be a number for each of the 2 events, .*; got int64 of shape \(1,\)"),
+        ([0, 1], [1.0, float("nan")], "1 of 2 times are missing"),
+        ([0], np.array(["2020-01-01"], dtype="datetime64[s]"), r"times must be a number .*; got datetime64\[s\]"),
+    ],
+)
+def test_what_cannot_be_counted(ids: Any, times: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tt.PopularityPrior(ITEM, T).count(ids, times)
 
 
 # ---- how fast popularity fades

@@ -1,11 +1,14 @@
 """A popularity prior: what of an item's score does not depend on who asks, counted instead of learnt, as a column of its own."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from twotower.blocks.table import EmbeddingTable
 from twotower.data.batch import Batch, scalar_column
+from twotower.data.fading import faded_counts, half_life, shares
 from twotower.schema import ColumnSchema
 
 # what the query's column holds. The candidate's is divided by it, so that cosines between candidates hardly see the prior
@@ -19,7 +22,8 @@ class PopularityPrior(nn.Module):
     logit is <q, c> / T + log p: the towers learn what raises or lowers an item's chance for this query, and p is known without
     them. In training p is the share of the training events. In evaluation mode it is another one, such as the share of late, since
     what is popular changes faster than what people like. With in-batch negatives and the "logq" correction, log p in training and
-    log Q of the correction cancel. Zeros until `set_shares`; ids that are added by `extend` have the mean until it is called again.
+    log Q of the correction cancel. Zeros until `count` or `set_shares`; ids that are added by `extend` have the mean until one of
+    them is called again.
 
     Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, add log p of the training in the same way to
     take popularity out of what is served; here another p is put back.
@@ -49,6 +53,54 @@ class PopularityPrior(nn.Module):
             EmbeddingTable(1, column, embeddings_initializer="zeros", trainable=False) for _ in range(2)
         )
 
+    def count(self, ids: ArrayLike, times: ArrayLike, trained: ArrayLike | None = None) -> float:
+        """Take the shares of some events: for serving those of late, where an event counts half after a half-life.
+
+        The half-life is the one of which the last fifth of the events is foretold best from those before, of the whole span of
+        time, a half of it, a quarter and so on. Every id has a tenth of an event more, so that nothing is impossible.
+
+        Args:
+            ids: (events,) encoded ids of the candidates, such as a column of a Dataset's `to_polars()`.
+            times: (events,) numbers of any unit, in any order.
+            trained: (rows,) ids of the rows that the towers are trained on, where these are others.
+
+        Returns:
+            float: the half-life, in the unit of the times.
+
+        Raises:
+            ValueError: no events, ids that the column does not have, or times that are missing or no numbers.
+        """
+        size = self.trained.input_dim
+        own, late = self._checked(ids), self._checked(ids if trained is None else trained)
+        moments = np.asarray(times)
+        if moments.shape != own.shape or moments.dtype.kind not in "iuf":
+            raise ValueError(
+                f"times must be a number for each of the {len(own)} events, such as seconds since 1970; got {moments.dtype} of "
+                f"shape {moments.shape}."
+            )
+        if not np.isfinite(moments).all():
+            raise ValueError(
+                f"{(~np.isfinite(moments)).sum()} of {len(own)} times are missing. Leave these events out."
+            )
+        order = np.argsort(moments, kind="stable")
+        own, moments = own[order], moments[order].astype(np.float64)
+        half = half_life(own, moments)
+        self.set_shares(
+            trained=shares(np.bincount(late, minlength=size)),
+            served=shares(faded_counts(own, moments, moments[-1], half, size)),
+        )
+        return half
+
+    def _checked(self, ids: ArrayLike) -> np.ndarray:
+        found, size = np.asarray(ids), self.trained.input_dim
+        whole = found.ndim == 1 and len(found) > 0 and found.dtype.kind in "iu"
+        if not whole or found.min() < 0 or found.max() >= size:
+            raise ValueError(
+                f"ids must be encoded ids of {self.column.name!r}, whole numbers from 0 to {size - 1}, one for each event; got "
+                f"{found.dtype} of shape {found.shape}{f' from {found.min()} to {found.max()}' if whole else ''}."
+            )
+        return found
+
     @torch.no_grad()
     def set_shares(self, *, trained: Tensor, served: Tensor) -> None:
         """Take the share of the events that each id has, (ids,), all above 0; a common factor changes no ranking.
@@ -60,13 +112,13 @@ class PopularityPrior(nn.Module):
         Raises:
             ValueError: not one number for each id of the column, or one that is not above 0.
         """
-        for name, table, shares in (("trained", self.trained, trained), ("served", self.served, served)):
-            if len(shares) != table.input_dim or not bool((shares > 0).all()):
+        for name, table, given in (("trained", self.trained, trained), ("served", self.served, served)):
+            if len(given) != table.input_dim or not bool((given > 0).all()):
                 raise ValueError(
                     f"{name} must hold a share above 0 for each of the {table.input_dim} ids of {self.column.name!r}; got "
-                    f"{len(shares)} from {float(shares.min())} on. Count every id with a part of an event more."
+                    f"{len(given)} from {float(given.min())} on. Count every id with a part of an event more."
                 )
-            table.weight.copy_(shares.log()[:, None])
+            table.weight.copy_(given.log()[:, None])
 
     def forward(self, batch: Batch, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
         """The column to set beside the vectors."""
