@@ -19,6 +19,7 @@ BUNDLE = Path("runs/quickstart/bundle")
 METRICS = ["recall_at_10", "recall_at_20", "recall_at_100", "ndcg_at_20"]
 EVENTS = {"user": "user_id", "item": "item_id", "time": "timestamp"}
 DAY = 24 * 3600
+T, EPOCHS = 0.07, 2
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def main() -> None:
         f"{len(data.ratings):,} ratings of {len(data.movies):,} films: train on the first {len(ready.train):,}, test on the rest"
     )
 
-    say("Training two towers (history + time | id + title + genres + year) on corrected in-batch softmax")
+    say("Training two towers (history | id + title + genres + year) on corrected in-batch softmax")
     model = train(ready)
 
     say("Ranking all films for every test user, films rated before left out")
@@ -58,22 +59,20 @@ def main() -> None:
     )
     print("  import twotower as tt")
     print(f'  retriever = tt.Retriever.load("{BUNDLE}")')
-    print('  retriever.recommend([{"history": ["1375666", "0816692"], "asked_at": 1378000000}], k=10)')
+    print('  retriever.recommend([{"history": ["1375666", "0816692"]}], k=10)')
     print("docs/tutorial.md takes this script apart and puts your own tables in.")
 
 
 def prepare(data: tt.MovieTweetings) -> Prepared:
-    """Split by time; a query is the films rated before and the moment of asking, in the test the end of training."""
+    """Split by time; a query is the films rated before, in the test as they were at the end of training."""
     past, future = tt.split_by_time(data.ratings, time="timestamp", test_fraction=0.1)
-    now = past["timestamp"].max()
-    latest = tt.latest_histories(past, **EVENTS).with_columns(asked_at=pl.lit(now))
-    train_events = tt.build_histories(past, **EVENTS).with_columns(asked_at=pl.col("timestamp"))
-    test_events = future.join(latest, on="user_id", how="left").with_columns(asked_at=pl.lit(now))
+    latest = tt.latest_histories(past, **EVENTS)
+    train_events = tt.build_histories(past, **EVENTS)
+    test_events = future.join(latest, on="user_id", how="left")
 
     preprocessor = tt.Preprocessor(
         {
             "history": tt.Categorical(Tags.USER, share="item_id"),
-            "asked_at": tt.Numeric((Tags.USER, Tags.CONTEXT)),
             "item_id": tt.Categorical(Tags.ITEM_ID),
             "title": tt.Text(Tags.ITEM, min_count=3),
             "genres": tt.Categorical(Tags.ITEM),
@@ -88,21 +87,28 @@ def prepare(data: tt.MovieTweetings) -> Prepared:
 
 
 def train(ready: Prepared, seed: int = 0, verbose: bool = True) -> tt.RetrievalModelV2:
-    """Both towers read one set of tables, so that a film in a history has the vector of the film itself."""
+    """Both towers read one set of tables, so that a film in a history has the vector of the film itself.
+
+    What is popular of late is counted; the towers learn what differs from person to person.
+    """
     torch.manual_seed(seed)
     schema = ready.preprocessor.schema
     inputs = tt.InputBlockV2(schema, categorical=tt.Embeddings(schema.select_by_tag(Tags.CATEGORICAL), dim=64))
+    popularity = tt.PopularityPrior(schema["item_id"], temperature=T)
+    events = ready.train.to_polars()
+    popularity.count(events["item_id"], events["timestamp"])
     query, candidate = (
         tt.Encoder(
             inputs.select_by_tag(side),
-            tt.MLPBlock([128, 64], no_activation_last_layer=True),
+            tt.MLPBlock([128, 64], no_activation_last_layer=True, dropout=0.2),
             post=tt.L2Norm(),
+            prior=prior,
         )
-        for side in (Tags.USER, Tags.ITEM)
+        for side, prior in ((Tags.USER, tt.PriorWeight()), (Tags.ITEM, popularity))
     )
-    model = tt.TwoTowerModelV2(query, candidate, logits_temperature=0.07)
+    model = tt.TwoTowerModelV2(query, candidate, logits_temperature=T)
     model.compile(optimizer="adam", learning_rate=0.002, metrics=METRICS)
-    model.fit(ready.train, epochs=4, batch_size=1024, catalog=ready.films, seed=seed, verbose=verbose)
+    model.fit(ready.train, epochs=EPOCHS, batch_size=1024, catalog=ready.films, seed=seed, verbose=verbose)
     return model
 
 

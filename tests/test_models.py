@@ -90,7 +90,7 @@ def test_fit_and_a_plain_loop_give_the_same_losses() -> None:
     history = fitted.fit(train, epochs=3, batch_size=128, verbose=False)
 
     model = two_tower(train).adapt(train)
-    optimizer = torch.optim.Adam(model.parameters())
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
     loader = tt.Loader(train, batch_size=128)
     means = []
     for _ in range(3):

@@ -210,7 +210,7 @@ def test_large_tables_are_updated_by_rows_and_small_ones_densely() -> None:
     both = nn.ModuleList([small, large])
     optimizer = make_optimizer(both, "adam")
     assert isinstance(optimizer, SplitOptimizer)
-    assert [type(part) for part in optimizer.parts] == [torch.optim.Adam, LazyAdam]
+    assert [type(part) for part in optimizer.parts] == [torch.optim.Adam, RowAdam]
     assert [small.row_gradients, large.row_gradients] == [False, True]
     assert isinstance(make_optimizer(both, "adam", table_optimizer="rowwise_adagrad"), RowwiseAdagrad)
     assert small.row_gradients

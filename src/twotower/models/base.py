@@ -186,7 +186,7 @@ class RetrievalModelV2(nn.Module):
             learning_rate: of the named optimiser; None takes its default.
             table_optimizer: for the embedding tables, of which a step then touches the rows looked up and no others:
                 "lazy_adam", "row_adam", "rowwise_adagrad", "adagrad", "sgd"; "dense" treats them like everything else. By default
-                tables of at least 10,000 rows go with the named optimiser: "lazy_adam" with "adam", "adagrad" and
+                tables of at least 10,000 rows go with the named optimiser: "row_adam" with "adam", "adagrad" and
                 "sgd" with their namesakes, whose result is the same, and dense with the rest. None of them decays weights.
             table_learning_rate: of the table optimiser; None takes learning_rate.
             encode_rows: encode at most so many rows at a time, twice each, for towers whose activations would not fit
