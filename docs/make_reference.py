@@ -4,6 +4,7 @@ Run it after changing one.
 """
 
 import dataclasses
+import enum
 import inspect
 import re
 import typing
@@ -31,7 +32,9 @@ def reference() -> str:
 def _entry(name: str, thing: object) -> str:
     if name == "TwoTowerModel":
         return "\n## TwoTowerModel\n\nThe same as TwoTowerModelV2.\n"
-    text = f"\n## {name}\n\n{_signature(name, thing)}{_doc(thing)}"
+    # how an Enum is called is Python's own, and differs between its versions
+    signature = "" if inspect.isclass(thing) and issubclass(thing, enum.Enum) else _signature(name, thing)
+    text = f"\n## {name}\n\n{signature}{_doc(thing)}"
     if inspect.isclass(thing):
         for member, value in vars(thing).items():
             function = value.__func__ if isinstance(value, classmethod) else value

@@ -13,6 +13,7 @@ from twotower.config.config import Config, changed
 from twotower.config.drafting import Given, draft, entry_of
 from twotower.config.yaml_file import read_value, read_yaml, write_yaml
 from twotower.data.columns import KINDS
+from twotower.experiment.build import build_model
 
 ROOT = Path(__file__).parents[1]
 BASE: dict[str, Any] = {
@@ -208,3 +209,14 @@ def test_the_page_of_all_keys_is_up_to_date() -> None:
 def test_words_are_written_so_that_they_are_read_as_words() -> None:
     for word in ("1e5", "1.5", "no", "true", "a b " * 100 + "c"):
         assert read_value(write_yaml(word)) == word
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_a_config_written_out_whole_corrects_as_it_did(loss: str) -> None:
+    """With every key given, as in resolved.yaml, a loss that goes without the correction still does."""
+    config = Config.from_dict(BASE | {"model": {"loss": loss}})
+    rows = {"who": ["a", "b"], "what": ["x", "y"], "price": [1.0, 2.0]}
+    preprocessor = tt.Preprocessor(config.declarations()).fit(rows)
+    models = [build_model(each, preprocessor) for each in (config, Config.from_dict(config.to_dict()))]
+    outputs = [model.outputs[0] for model in models]
+    assert [output.logq_sampling_correction for output in outputs] == [True, True]  # as the loss wants it

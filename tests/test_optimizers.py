@@ -95,6 +95,28 @@ def test_rows_of_adam_go_over_to_row_adam() -> None:
     assert then.state[weight].keys() == {"step", "exp_avg_sq", "seen"}  # no momentum is kept
 
 
+def test_the_state_of_another_optimizer_is_refused_in_words() -> None:
+    weight, other = nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(3))
+    saved = SplitOptimizer([torch.optim.Adam([other]), LazyAdam([weight])]).state_dict()
+    for optimizer in (SplitOptimizer([torch.optim.Adam([other]), RowAdam([weight])]), RowAdam([weight])):
+        state = saved if isinstance(optimizer, SplitOptimizer) else LazyAdam([weight]).state_dict()
+        with pytest.raises(
+            ValueError, match=r"of another optimizer: its options .* lack \['beta2'\].*table_optimizer='lazy_adam'"
+        ):
+            optimizer.load_state_dict(state)
+
+
+def test_a_fit_does_not_go_on_from_another_optimizers_state() -> None:
+    data = clubs(rows=200)
+    old, new = (tt.TwoTowerModelV2(*towers(data)) for _ in range(2))
+    old.compile(table_optimizer="lazy_adam")
+    old.fit(data, batch_size=100, verbose=False)
+    new.compile(table_optimizer="row_adam")
+    new.optimizer_state = old.optimizer_state
+    with pytest.raises(ValueError, match="the optimizer's state is of another optimizer"):
+        new.fit(data, batch_size=100, verbose=False)
+
+
 def test_lazy_adam_by_a_slow_loop() -> None:
     got, gradients = trained(lambda p: LazyAdam(p, lr=0.1), True, batches())
     weight = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1)).tolist()

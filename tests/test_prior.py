@@ -96,6 +96,32 @@ def test_health_looks_at_what_is_learnt() -> None:
     assert found[0] == pytest.approx(found[1])
 
 
+def test_where_the_prior_would_be_weighed_otherwise_is_refused() -> None:
+    def build(temperature: Any, **more: Any) -> None:
+        query = tt.Encoder(tt.Schema([USER]), tt.MLPBlock([4]), prior=tt.PriorWeight())
+        candidate = tt.Encoder(tt.Schema([ITEM]), tt.MLPBlock([4]), prior=tt.PopularityPrior(ITEM, T))
+        output = tt.ContrastiveOutput(tt.DotProduct(), schema=tt.Schema([ITEM]), logits_temperature=temperature, **more)
+        tt.TwoTowerModelV2(query, candidate, outputs=output)
+
+    build(T)
+    with pytest.raises(ValueError, match=r"temperature 0.5 and the output 1.0, but the prior stands for log p only"):
+        build(1.0)
+    with pytest.raises(ValueError, match="a learned one cannot be had beside a prior"):
+        build(tt.LearnedTemperature(T))
+    with pytest.raises(ValueError, match=r"prefixes \(2,\) cut the PopularityPrior off"):
+        build(T, prefixes=(2,))
+
+
+def test_unfreezing_a_tower_does_not_train_it() -> None:
+    model = towers(prior=True)
+    model.requires_grad_(False).requires_grad_(True)
+    before = prior_of(model).trained.weight.clone()
+    data = {name: column.numpy() for name, column in BATCH.items()}
+    model.compile(learning_rate=0.1)
+    model.fit(tt.Dataset(data, tt.Schema([USER, ITEM])), batch_size=4, epochs=2, verbose=False)
+    assert torch.equal(prior_of(model).trained.weight, before)
+
+
 def test_shares_must_be_of_every_id_and_above_zero() -> None:
     prior = tt.PopularityPrior(ITEM, T)
     good = torch.ones(3)
@@ -258,6 +284,25 @@ def test_a_night_is_learnt_by_its_own_shares_and_served_by_those_of_late() -> No
     assert int(served.argmax()) == ids["n"]
 
 
+def test_on_every_position_the_items_of_the_histories_count() -> None:
+    """Everybody's last item is z, so that rows alone would say that nothing else is learnt."""
+    wanted = config().with_changes(
+        {"history.every_position": True, "history.encoder": "gru", "training.batch_size": 15}
+    )
+    number = 60
+    rows = pl.DataFrame(
+        {"who": [n // 4 for n in range(number)], "what": ["a", "a", "b", "z"] * 15, "at": range(number)}
+    )
+    given = Tables(rows, rows.clear(), rows.clear(), pl.DataFrame({"what": list("abz")}), None)
+    preprocessor, learnt = encode(wanted, given)
+    assert learnt["what"].to_list() == ["z"] * 15
+    model, _ = fit_model(wanted, given, preprocessor, learnt)
+    ids = dict(zip("abz", preprocessor.transform(given.items).to_polars()["what"], strict=True))
+    trained = prior_of(model).trained.weight[:, 0].exp()
+    assert float(trained[ids["a"]] / trained[ids["z"]]) == pytest.approx(30.1 / 15.1, rel=1e-5)
+    assert float(trained[ids["b"]] / trained[ids["z"]]) == pytest.approx(1, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -266,9 +311,15 @@ def test_a_night_is_learnt_by_its_own_shares_and_served_by_those_of_late() -> No
             "needs data.time",
         ),
         ({"model.temperature": "learned"}, "popularity 'recent' is weighed by the temperature"),
+        (
+            {"model.loss": "bpr"},
+            "needs the correction of sampling bias beside the negatives \\['in-batch'\\], which loss 'bpr'",
+        ),
+        ({"model.correction": "none"}, "with correction 'none' goes without"),
         ({"model.popularity": "late"}, "got 'late', expected one of 'learned', 'recent'"),
     ],
 )
 def test_what_does_not_go_with_it_is_said(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"model.*{said}"):
         config().with_changes(changes)
+    config().with_changes({"model.loss": "bpr", "model.negatives": [{"uniform": 8}]})  # draws all items alike

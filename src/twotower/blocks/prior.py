@@ -22,8 +22,8 @@ class PopularityPrior(nn.Module):
     logit is <q, c> / T + log p: the towers learn what raises or lowers an item's chance for this query, and p is known without
     them. In training p is the share of the training events. In evaluation mode it is another one, such as the share of late, since
     what is popular changes faster than what people like. With in-batch negatives and the "logq" correction, log p in training and
-    log Q of the correction cancel. Zeros until `count` or `set_shares`; ids that are added by `extend` have the mean until one of
-    them is called again.
+    log Q of the correction cancel. Zeros until `count` or `set_shares`; ids that are added by `extend` have about the mean
+    until one of them is called again. An id that stands for several items, such as that of unknown ones, counts what all have.
 
     Menon et al., "Long-Tail Learning via Logit Adjustment", ICLR 2021, add log p of the training in the same way to
     take popularity out of what is served; here another p is put back.
@@ -123,7 +123,7 @@ class PopularityPrior(nn.Module):
     def forward(self, batch: Batch, vectors: Float[Tensor, "B D"]) -> Float[Tensor, "B 1"]:
         """The column to set beside the vectors."""
         table = self.trained if self.training else self.served
-        return table.lookup(scalar_column(batch, self.column.name)) * (self.temperature / WEIGHT)
+        return table.lookup(scalar_column(batch, self.column.name)).detach() * (self.temperature / WEIGHT)
 
 
 class PriorWeight(nn.Module):

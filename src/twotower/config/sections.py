@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from twotower.errors import choose
-from twotower.losses import LOSSES
+from twotower.losses import LOSSES, UNCORRECTED
 from twotower.measures import resolve_all
 from twotower.optimizers import OPTIMIZERS, SCHEDULES, TABLE_OPTIMIZERS
 from twotower.samplers import SAMPLERS
@@ -163,6 +163,9 @@ class Split(Section):
         return self
 
 
+EVEN = {"uniform", "catalog"}  # samplers that draw all items alike, however popular
+
+
 class Model(Section):
     """Two towers."""
 
@@ -187,8 +190,10 @@ class Model(Section):
         description=f"Where negatives come from, together: {', '.join(SAMPLERS)}, or one with a number, such as {{uniform: 512}}, "
         f"for {', '.join(COUNTED)}.",
     )
-    correction: Literal["logq", "corrected", "none"] = Field(
-        "logq", description="Of sampling bias; see ContrastiveOutput. 'none' favours what is unpopular."
+    correction: Literal["auto", "logq", "corrected", "none"] = Field(
+        "auto",
+        description="Of sampling bias; see ContrastiveOutput. 'auto' is logq, and none for losses that need none, such as bpr; "
+        "'none' favours what is unpopular.",
     )
     loss: Annotated[str, AfterValidator(_among("loss", LOSSES))] = Field(
         "softmax", description=f"One of {', '.join(LOSSES)}."
@@ -214,6 +219,16 @@ class Model(Section):
             raise ValueError(
                 "popularity 'recent' is weighed by the temperature, which 'learned' would change under it: give a number, such as "
                 "0.1."
+            )
+        of_the_data = {
+            name for entry in self.negatives for name in ([entry] if isinstance(entry, str) else entry)
+        } - EVEN
+        uncorrected = self.correction == "none" or (self.correction == "auto" and LOSSES[self.loss] in UNCORRECTED)
+        if self.popularity == "recent" and of_the_data and uncorrected:
+            raise ValueError(
+                f"popularity 'recent' needs the correction of sampling bias beside the negatives {sorted(of_the_data)}, which loss "
+                f"{self.loss!r} with correction {self.correction!r} goes without: the towers would learn to take popularity away. "
+                "Choose the softmax or bsl with correction logq, uniform negatives, or popularity: learned."
             )
         return self
 

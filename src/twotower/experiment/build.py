@@ -85,7 +85,7 @@ def build_model(config: Config, preprocessor: Preprocessor) -> RetrievalModelV2:
         candidate,
         logits_temperature=LearnedTemperature() if wanted.temperature == "learned" else float(wanted.temperature),
         negative_samplers=[_sampler(entry) for entry in wanted.negatives],
-        logq_sampling_correction=False if wanted.correction == "none" else _correction(config),
+        logq_sampling_correction={"auto": True, "none": False}.get(wanted.correction, wanted.correction),
     )
     compile_model(config, model, config.training.learning_rate)
     return model
@@ -140,8 +140,3 @@ def _sampler(entry: str | dict[str, int]) -> str | CandidateSampler:
         return entry
     ((name, number),) = entry.items()
     return COUNTED[name](number)
-
-
-def _correction(config: Config) -> str | bool:
-    """By default as the loss wants it: losses that estimate no sum over the catalogue go without."""
-    return config.model.correction if "correction" in config.model.model_fields_set else True

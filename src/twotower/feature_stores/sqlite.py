@@ -137,10 +137,14 @@ class SQLiteFeatures(FeatureStore):
             )
 
     def _ask(self, asked: str, values: Sequence[Cell] = ()) -> list[tuple[Any, ...]]:
-        if self._shared is None:
-            return self._connection().execute(asked, values).fetchall()
-        with self._one_at_a_time:
-            return self._shared.execute(asked, values).fetchall()
+        if self._shared is not None:
+            with self._one_at_a_time:
+                return self._shared.execute(asked, values).fetchall()
+        while True:
+            try:
+                return self._connection().execute(asked, values).fetchall()
+            except sqlite3.OperationalError:
+                self._raise_unless_replaced()
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's own connection to the file that stands at the path now, of a store that may be written to."""
@@ -161,12 +165,22 @@ class SQLiteFeatures(FeatureStore):
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction on the file that stands at the path; `create` puts no other there meanwhile."""
         while True:
-            database = self._connection()
-            with database:
+            try:
+                database = self._connection()
                 database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                self._raise_unless_replaced()
+                continue
+            with database:
                 if self._threads.held[0] == self._file():
                     yield database
                     return
+
+    def _raise_unless_replaced(self) -> None:
+        """Within an exception: SQLite may trip over a file that is replaced while it reads; then the new one is asked."""
+        held = getattr(self._threads, "held", None)
+        if held is None or held[0] == self._file():
+            raise
 
     def _file(self) -> tuple[int, int]:
         """Which file stands at the path."""

@@ -299,7 +299,7 @@ def read_index_json(path: PathLike) -> dict[str, Json]:
     except ValueError as error:
         raise ValueError(f"{file} is damaged: it was changed or cut short ({error}). Save the index again.") from error
     if isinstance(text, dict) and text.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}. Save the index again.")
+        raise ValueError(f"{file} has format {text['format']}; this version reads {FORMAT}. Build the index anew.")
     kinds = {"format": int, "kind": str, "dim": int, "count": int, "files": dict}
     wrong = not isinstance(text, dict) or any(type(text.get(name)) is not kind for name, kind in kinds.items())
     if wrong:

@@ -67,6 +67,7 @@ class RetrievalModelV2(nn.Module):
         self.candidate_id = parts.candidate_id_column(self.candidate.schema, schema, candidate_id_tag)
         parts.check_widths(self.query, self.candidate)
         parts.check_outputs(self.outputs, query.dim)
+        parts.check_prior(self.candidate, self.outputs)
         self.compiled = Compiled()
         self.catalog: Catalog | None = None
         # of the last fit; the next fit goes on from it

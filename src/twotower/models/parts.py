@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from twotower.blocks.prior import PopularityPrior
 from twotower.candidates import Candidates, EncodeIds, Step
 from twotower.data.batch import Batch, scalar_column
 from twotower.data.dataset import Dataset
@@ -61,6 +62,23 @@ def check_outputs(outputs: Sequence[ModelOutput], dim: int) -> None:
     for output in outputs:
         with evaluating(output):
             output.predict(torch.zeros(2, dim), torch.zeros(2, dim))
+
+
+def check_prior(candidate: Tower, outputs: Sequence[ModelOutput]) -> None:
+    """ValueError where a popularity prior would not be weighed as it says."""
+    prior = getattr(candidate, "prior", None)
+    for output in outputs:
+        if not isinstance(prior, PopularityPrior) or not isinstance(output, ContrastiveOutput):
+            continue
+        if output.logits_temperature != prior.temperature:
+            raise ValueError(
+                f"the PopularityPrior has temperature {prior.temperature} and the output {output.logits_temperature!r}, but the "
+                "prior stands for log p only at the same number. Give both the same; a learned one cannot be had beside a prior."
+            )
+        if output.prefixes:
+            raise ValueError(
+                f"prefixes {output.prefixes} cut the PopularityPrior off, the vectors' last column. Leave one of the two out."
+            )
 
 
 def columns_read(outputs: Sequence[ModelOutput]) -> list[str]:

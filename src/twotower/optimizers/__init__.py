@@ -9,14 +9,22 @@ from torch import nn
 from twotower.blocks.table import EmbeddingTable
 from twotower.errors import choose
 from twotower.optimizers.clipping import clip_gradients, gradient_norm
-from twotower.optimizers.rows import LazyAdam, RowAdagrad, RowAdam, RowOptimizer, RowSGD, RowwiseAdagrad
+from twotower.optimizers.rows import (
+    LazyAdam,
+    OtherOptimizerError,
+    RowAdagrad,
+    RowAdam,
+    RowOptimizer,
+    RowSGD,
+    RowwiseAdagrad,
+)
 from twotower.optimizers.schedule import SCHEDULES, make_schedule
 from twotower.optimizers.split import SplitOptimizer
 
 __all__ = [
-    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "RowAdagrad", "RowAdam", "RowOptimizer",
-    "RowSGD", "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm", "make_optimizer", "make_schedule",
-    "use_dense_gradients",
+    "OPTIMIZERS", "SCHEDULES", "TABLE_OPTIMIZERS", "LazyAdam", "MakeOptimizer", "OtherOptimizerError", "RowAdagrad",
+    "RowAdam", "RowOptimizer", "RowSGD", "RowwiseAdagrad", "SplitOptimizer", "clip_gradients", "gradient_norm",
+    "make_optimizer", "make_schedule", "use_dense_gradients",
 ]  # fmt: skip
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]

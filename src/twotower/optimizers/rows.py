@@ -16,8 +16,29 @@ Rows = Int[Tensor, "R"]
 Values = Float[Tensor, "R D"]
 
 
+class OtherOptimizerError(ValueError):
+    """A state that another optimiser has saved."""
+
+
+def check_options(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """OtherOptimizerError where the groups of a saved state lack options that the optimiser's have."""
+    for own, saved in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        lacking = sorted(own.keys() - saved.keys() - {"initial_lr"})
+        if lacking:
+            raise OtherOptimizerError(
+                f"the optimizer's state is of another optimizer: its options {sorted(saved.keys() - {'params'})} lack {lacking}. "
+                "Compile with the one that it was saved with, such as compile(table_optimizer='lazy_adam'), or call compile() "
+                "after loading, to begin the optimizer's state anew."
+            )
+
+
 class RowOptimizer(torch.optim.Optimizer, ABC):
     """Updates the rows that have a gradient."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a saved state, if it is of this optimiser."""
+        check_options(self, state_dict)
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # a loss, as the closure gives it

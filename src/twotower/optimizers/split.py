@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from twotower.optimizers.rows import check_options
+
 
 class SplitOptimizer(torch.optim.Optimizer):
     """Steps several optimisers as one, with one state: for schedulers, checkpoints and the Trainer it is a single one.
@@ -31,7 +33,8 @@ class SplitOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of all parts."""
+        """Take the state of all parts, if it is of the same optimisers."""
+        check_options(self, state_dict)
         super().load_state_dict(state_dict)
         self._share()
 

@@ -1,6 +1,7 @@
 """Reading HTTP: heads of requests are bounded in bytes and in time before anything else is known of them."""
 
 import asyncio
+import math
 import re
 from http import HTTPStatus
 from typing import Any
@@ -83,13 +84,21 @@ class BoundedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The client does not take what is sent."""
         super().pause_writing()
-        self._writing = self.loop.call_later(WRITE_SECONDS, self.transport.abort)
+        self._wait_for_the_client()
 
     def resume_writing(self) -> None:
         """It takes it, or is gone."""
         if self._writing is not None:
             self._writing.cancel()
         super().resume_writing()
+
+    def _wait_for_the_client(self, left: float = math.inf) -> None:
+        """Gives up when of what is to be sent nothing was taken for a while."""
+        now = self.transport.get_write_buffer_size()
+        if now < left:
+            self._writing = self.loop.call_later(WRITE_SECONDS, self._wait_for_the_client, now)
+        else:
+            self.transport.abort()
 
     def send_400_response(self, msg: str) -> None:
         """As JSON, as everything."""

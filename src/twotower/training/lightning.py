@@ -22,7 +22,7 @@ from twotower.devices import has_bfloat16_products
 from twotower.encoder import evaluating
 from twotower.errors import unknown
 from twotower.health.record import Health
-from twotower.optimizers import clip_gradients, make_schedule, use_dense_gradients
+from twotower.optimizers import OtherOptimizerError, clip_gradients, make_schedule, use_dense_gradients
 from twotower.training import checkpoint as ckpt
 from twotower.training.compiled import Compiled
 from twotower.training.history import History
@@ -63,6 +63,8 @@ class Task(L.LightningModule):
         if state is not None:
             try:
                 optimizer.load_state_dict(state)  # type: ignore[arg-type]
+            except OtherOptimizerError:
+                raise
             except ValueError as error:
                 raise ValueError(
                     "the model has other trainable parameters than in its last fit, so the optimizer cannot go on from there: call "
