@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -191,3 +192,23 @@ def test_who_does_not_read_is_not_waited_for() -> None:
         return b"gone"
 
     assert met(peer, endless) == b"gone"
+
+
+@pytest.mark.parametrize(("left", "looks"), [([9, 9], 1), ([9, 5, 5], 2), ([9, 5, 1, 0], 4)])
+def test_who_reads_slowly_is_waited_for_and_who_does_not_is_let_go(left: list[int], looks: int) -> None:
+    """What is left to send is looked at now and then; the connection ends when nothing was taken in between."""
+    waiting: list[Any] = []
+    sizes, aborted = iter(left), []
+    protocol = BoundedProtocol.__new__(BoundedProtocol)
+    protocol.loop = SimpleNamespace(call_later=lambda seconds, *call: waiting.append(call))  # type: ignore[assignment]
+    protocol.transport = SimpleNamespace(  # type: ignore[assignment]
+        get_write_buffer_size=lambda: next(sizes), abort=lambda: aborted.append(True)
+    )
+    protocol._wait_for_the_client()
+    for look in range(looks):
+        assert not aborted, look
+        if look == len(left) - 1:
+            return  # everything was taken
+        again, *given = waiting.pop()
+        again(*given)
+    assert aborted
