@@ -24,8 +24,8 @@ class SQLiteFeatures(FeatureStore):
 
     Lists are JSON text, times whole numbers since 1970 and NaN the text "NaN" in the file, so that any SQLite client can read
     them; `look_up` gives the types of the table that was written. Threads may share a store. When `create` puts another file in
-    its place, all of them go on with that if it has the same columns, and raise if not. SQLite knows a file by its path: do not
-    replace one while several write to it, or one of them may fail with "disk I/O error"; `put` and `remove` have no such limit.
+    its place, all of them go on with that if it has the same columns, and raise if not. SQLite knows a file by its path: a
+    `put` or `remove` at the very moment of a replacement may fail with "disk I/O error", and is to be made again.
 
     Args:
         path: the file that `create` wrote.
