@@ -180,7 +180,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_the_file_is_plain_sqlite_and_no_other_file_is_taken(tmp_path: Path) -> None:
     file = tmp_path / "users.sqlite"
     tt.SQLiteFeatures.create(file, USERS, "user")
-    row = sqlite3.connect(file).execute("SELECT age, words FROM features WHERE user = 3").fetchone()
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        row = other.execute("SELECT age, words FROM features WHERE user = 3").fetchone()
     assert row == (30, '["a", null, "b"]')
     with pytest.raises(ValueError, match="no feature store at"):
         tt.SQLiteFeatures(tmp_path / "nothing")

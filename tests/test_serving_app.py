@@ -116,7 +116,6 @@ def test_about(client: Client, bundle: Path) -> None:
         (b'{"query": {"age": 1e999}}', 422, "out of range"),
         (b'{"user": "\xff"}', 400, "UTF-8"),
         (b"[" * 9000, 422, "another form"),
-        (b'{"query": {"age": ' + b"[" * 9000 + b"]" * 9000 + b"}}", 400, "nested too deep"),
         (b'{"query": {"age": [[[[[1]]]]]}}', 422, "deeper than 4 levels"),
         (b'{"usr": 3}', 422, "unknown field `usr`"),
         (b'{"user": 3, "k": "5"}', 422, r"`\$.k`"),
@@ -148,6 +147,14 @@ def test_bad_bodies_are_refused_with_a_reason(body: bytes, status: int, says: st
     with pytest.raises(ValueError, match=says):
         raise ValueError(response.text)
     assert set(response.json()) <= {"error", "hint"}
+
+
+def test_a_body_that_is_nested_deep_is_refused(client: Client) -> None:
+    """By the reader of JSON where Python's stack ends first, by the limit on values otherwise."""
+    body = b'{"query": {"age": ' + b"[" * 9000 + b"]" * 9000 + b"}}"
+    response = client.post("/recommend", content=body, headers={"content-type": "application/json"})
+    assert response.status_code in (400, 422)
+    assert "nested too deep" in response.text or "nested deeper than 4 levels" in response.text
 
 
 def test_a_body_is_taken_as_it_is(client: Client) -> None:
