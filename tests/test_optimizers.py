@@ -117,6 +117,23 @@ def test_a_fit_does_not_go_on_from_another_optimizers_state() -> None:
         new.fit(data, batch_size=100, verbose=False)
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_scaled_gradients_are_clipped_unscaled(name: str) -> None:
+    """Lightning unscales for all optimisers but those that say that they do it themselves, whose gradients it would not clip."""
+    weights = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 2)
+        optimizer, scaler = make_optimizer(layer, name, 0.1), torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(layer(torch.ones(3, 4)).square().sum()).backward()
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)
+        clip_gradients(layer.parameters(), 1e-6, "norm")  # so small that epsilon counts
+        scaler.step(optimizer)
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=0)
+
+
 def test_lazy_adam_by_a_slow_loop() -> None:
     got, gradients = trained(lambda p: LazyAdam(p, lr=0.1), True, batches())
     weight = torch.randn(ROWS, DIM, generator=torch.Generator().manual_seed(1)).tolist()

@@ -111,4 +111,7 @@ def _dense(
     if not isinstance(optimizer, str):
         return optimizer(parameters)
     kind, default, _ = choose("optimizer", optimizer, OPTIMIZERS)
-    return kind(parameters, lr=default if learning_rate is None else learning_rate)
+    made = kind(parameters, lr=default if learning_rate is None else learning_rate)
+    # in float16 the gradients are unscaled before they are clipped and measured, not within a fused step
+    made._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return made
