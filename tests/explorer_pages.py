@@ -3,9 +3,12 @@
 from html.parser import HTMLParser
 from typing import Any
 
+from litestar import Litestar
 from litestar.testing import TestClient
 
-from twotower.serving.explorer.site import POLICY
+import twotower as tt
+from twotower.serving.explorer.routes import explorer_routes
+from twotower.serving.explorer.site import POLICY, Site
 
 
 class Page(HTMLParser):
@@ -29,6 +32,12 @@ class Page(HTMLParser):
 
     def all(self, tag: str, name: str) -> list[str]:
         return [attributes[name] or "" for found, attributes in self.tags if found == tag and name in attributes]
+
+
+def visiting(retriever: tt.Retriever) -> TestClient[Any]:
+    """Asks the pages of a bundle that was taken in at a known time."""
+    site = Site(retriever)
+    return TestClient(Litestar(explorer_routes(lambda: site, lambda: "2026-11-29T11:53:00+00:00")))
 
 
 def get(client: TestClient[Any], path: str, status: int = 200, **params: Any) -> Page:

@@ -17,7 +17,7 @@ pytest.importorskip("jinja2")
 from litestar import Litestar
 from litestar.testing import TestClient
 
-from tests.explorer_pages import Page, get, harmless, results
+from tests.explorer_pages import Page, get, harmless, results, visiting
 from twotower.serving.explorer.routes import explorer_routes
 from twotower.serving.explorer.site import Site, address
 
@@ -29,8 +29,7 @@ def retriever() -> tt.Retriever:
 
 @pytest.fixture(scope="module")
 def client(retriever: tt.Retriever) -> Iterator[TestClient[Any]]:
-    site = Site(retriever)
-    with TestClient(Litestar(explorer_routes(lambda: site, lambda: "2026-11-29T11:53:00+00:00"))) as made:
+    with visiting(retriever) as made:
         yield made
 
 

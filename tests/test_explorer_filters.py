@@ -11,12 +11,10 @@ from tests.explorer_world import COUNT, odd_retriever
 pytest.importorskip("litestar")
 pytest.importorskip("jinja2")
 
-from litestar import Litestar
 from litestar.testing import TestClient
 
-from tests.explorer_pages import Page, get, results
-from twotower.serving.explorer.routes import explorer_routes
-from twotower.serving.explorer.site import Site, address
+from tests.explorer_pages import Page, get, results, visiting
+from twotower.serving.explorer.site import address
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +24,7 @@ def retriever() -> tt.Retriever:
 
 @pytest.fixture(scope="module")
 def client(retriever: tt.Retriever) -> Iterator[TestClient[Any]]:
-    site = Site(retriever)
-    with TestClient(Litestar(explorer_routes(lambda: site, lambda: "2026-11-29T11:53:00+00:00"))) as made:
+    with visiting(retriever) as made:
         yield made
 
 
