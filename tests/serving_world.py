@@ -1,6 +1,7 @@
 """A small Retriever whose query tower reads an id, a number and a history, for the tests of serving."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,9 @@ from litestar.testing import TestClient
 
 import twotower as tt
 from twotower import Categorical, Numeric, Tags
-from twotower.serving.settings import Limits
+from twotower.serving.app import make_app
+from twotower.serving.live import Live
+from twotower.serving.settings import Limits, Settings
 
 SMALL = Limits(body_bytes=20_000, k=50, questions=5, results=100, list_length=30, timeout=20.0)
 QUERY = {"user_id": 3, "age": 20.5, "history": ["i4", "i7"]}
@@ -71,6 +74,18 @@ def make_retriever(seed: int = 0) -> tt.Retriever:
         users=tt.ParquetFeatures(users(seed), key="user_id"),
         metrics={"recall_at_10": 0.25},
     )
+
+
+def saved(folder: Path) -> Path:
+    """The bundle of the Retriever, called `one`."""
+    make_retriever().save(folder / "one")
+    return folder / "one"
+
+
+def asking(bundle: Path) -> Client:
+    """Asks the routes in process, under small limits."""
+    front, _ = make_app(Live(bundle), Settings(limits=SMALL, watch=0, explorer=False))
+    return TestClient(front)
 
 
 def post(client: Client, body: object, path: str = "/recommend", status: int = 200) -> Any:

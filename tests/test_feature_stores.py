@@ -277,6 +277,32 @@ def test_a_read_only_store_leaves_the_file_and_its_folder_alone(tmp_path: Path) 
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_read_that_trips_over_a_replaced_file_is_made_again(
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite's error says nothing of the file that stands there now; of the file that was read before it is one."""
+    file, people = tmp_path / "users.sqlite", pl.DataFrame({"user": [1], "a": [0]})
+    store = tt.SQLiteFeatures.create(file, people, "user")
+    assert store.look_up([1]).rows["a"].to_list() == [0]
+    true_connection = store._connection
+    tripped: list[bool] = []
+
+    class Trips:
+        def execute(self, *_: object) -> None:
+            tripped.append(True)
+            if replaced:
+                tt.SQLiteFeatures.create(file, people.with_columns(a=pl.lit(7, pl.Int64)), "user")
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(store, "_connection", lambda: true_connection() if tripped else Trips())
+    if replaced:
+        assert store.look_up([1]).rows["a"].to_list() == [7]
+    else:
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            store.look_up([1])
+
+
 def test_a_writer_and_many_readers_at_once(tmp_path: Path) -> None:
     """Every row that is read is one that was written whole."""
     people = pl.DataFrame({"user": range(200), "a": [0] * 200, "b": [[0]] * 200})

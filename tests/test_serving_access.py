@@ -19,9 +19,7 @@ from .serving_world import Client
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving")
-    world.make_retriever().save(folder / "one")
-    return folder / "one"
+    return world.saved(tmp_path_factory.mktemp("serving"))
 
 
 def test_a_token_opens_all_but_health(bundle: Path) -> None:

@@ -17,20 +17,17 @@ from twotower.serving.live import Live
 from twotower.serving.settings import Settings
 
 from . import serving_world as world
-from .serving_world import QUERY, SMALL, Client, post, same
+from .serving_world import QUERY, Client, post, same
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving")
-    world.make_retriever().save(folder / "one")
-    return folder / "one"
+    return world.saved(tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[Client]:
-    front, _ = make_app(Live(bundle), Settings(limits=SMALL, watch=0, explorer=False))
-    with TestClient(front) as made:
+    with world.asking(bundle) as made:
         yield made
 
 

@@ -26,9 +26,7 @@ from .serving_world import dropped, wait_for
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving")
-    world.make_retriever().save(folder / "one")
-    return folder / "one"
+    return world.saved(tmp_path_factory.mktemp("serving"))
 
 
 class Held:

@@ -6,34 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from litestar.testing import TestClient
 
 import twotower as tt
-from twotower.serving.app import make_app
-from twotower.serving.live import Live
-from twotower.serving.settings import Settings
 
 from . import serving_world as world
-from .serving_world import QUERY, SMALL, Client, post
+from .serving_world import QUERY, Client, post
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("serving")
-    world.make_retriever().save(folder / "one")
-    return folder / "one"
+    return world.saved(tmp_path_factory.mktemp("serving"))
 
 
 @pytest.fixture(scope="module")
 def client(bundle: Path) -> Iterator[Client]:
-    front, _ = make_app(Live(bundle), Settings(limits=SMALL, watch=0, explorer=False))
-    with TestClient(front) as made:
+    with world.asking(bundle) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def retriever(bundle: Path) -> tt.Retriever:
     return tt.Retriever.load(bundle)
+
+
+def asked_with(change: dict[str, Any]) -> dict[str, Any]:
+    """A good request with some of its parts changed."""
+    tensors = {
+        "user_id": {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [3]},
+        "age": {"name": "age", "shape": [1], "datatype": "FP64", "data": [3.0]},
+        "history": {"name": "history", "shape": [1, 2], "datatype": "BYTES", "data": ["i1", "i2"]},
+    }
+    asked: dict[str, Any] = {"inputs": [tensor | change.get(name, {}) for name, tensor in tensors.items()]}
+    return asked | {name: value for name, value in change.items() if name not in tensors}
 
 
 def test_open_inference_protocol(client: Client, retriever: tt.Retriever) -> None:
@@ -89,13 +93,7 @@ def test_open_inference_protocol(client: Client, retriever: tt.Retriever) -> Non
     ],
 )
 def test_tensors_that_do_not_fit(change: dict[str, Any], says: str, client: Client) -> None:
-    tensors = {
-        "user_id": {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [3]},
-        "age": {"name": "age", "shape": [1], "datatype": "FP64", "data": [3.0]},
-        "history": {"name": "history", "shape": [1, 2], "datatype": "BYTES", "data": ["i1", "i2"]},
-    }
-    asked: dict[str, Any] = {"inputs": [tensor | change.get(name, {}) for name, tensor in tensors.items()]}
-    asked |= {name: value for name, value in change.items() if name not in tensors}
+    asked = asked_with(change)
     assert says in post(client, asked, "/v2/models/one/infer", 422)["error"]
 
 
@@ -116,13 +114,7 @@ def test_tensors_that_do_not_fit(change: dict[str, Any], says: str, client: Clie
     ],
 )
 def test_tensors_are_bounded_before_they_are_built(change: dict[str, Any], says: str, client: Client) -> None:
-    tensors = {
-        "user_id": {"name": "user_id", "shape": [1], "datatype": "INT64", "data": [3]},
-        "age": {"name": "age", "shape": [1], "datatype": "FP64", "data": [3.0]},
-        "history": {"name": "history", "shape": [1, 2], "datatype": "BYTES", "data": ["i1", "i2"]},
-    }
-    asked: dict[str, Any] = {"inputs": [tensor | change.get(name, {}) for name, tensor in tensors.items()]}
-    asked |= {name: value for name, value in change.items() if name not in tensors}
+    asked = asked_with(change)
     response = client.post("/v2/models/one/infer", content=json.dumps(asked))
     assert response.status_code == 422, response.text
     assert says in response.text

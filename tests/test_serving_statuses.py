@@ -71,9 +71,7 @@ def running(bundle: Path, token: str | None, timeout: float = 30.0) -> Iterator[
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("statuses")
-    world.make_retriever().save(folder / "one")
-    return folder / "one"
+    return world.saved(tmp_path_factory.mktemp("statuses"))
 
 
 @pytest.fixture(scope="module", params=[None, TOKEN])

@@ -3,7 +3,6 @@
 import itertools
 import os
 import time
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -329,7 +328,6 @@ class QdrantIndex(Index):
             self._client = package.QdrantClient(":memory:")
         else:
             self._client = package.QdrantClient(path=self.location)
-        weakref.finalize(self, self._client.close)
 
     def _fill(self, keys: np.ndarray, vectors: Tensor, attributes: pl.DataFrame | None, replace: bool) -> None:
         """Make the collection and put the candidates into it."""
